@@ -1,0 +1,562 @@
+"""The graph of a computation and the walk back through it.
+
+An op is a class: `forward` computes on arrays, `backward` gives the chain rule, side by side.
+Calling it makes one node, an instance of the class, which points at the nodes of its inputs:
+
+        x ──► Mul ──► Tanh ──► loss            edges in the code run right to left:
+        w ──┘                                  loss.node → Tanh → Mul → Leaf(x), Leaf(w)
+
+A node never points at a Tensor, and a leaf only weakly, so the graph has no cycle and is freed by
+reference count the moment its last Tensor goes: training needs no garbage collector.
+
+`backward()` is one loop over the nodes, latest first: hand each node the gradient of the loss with
+respect to its output, get back the gradients with respect to its inputs, add them up per input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from sys import getrefcount
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tinygrad_llm import watch
+from tinygrad_llm.backend import Array, is_float, namespace
+from tinygrad_llm.tensor import Tensor
+
+# One clock for the whole engine: every recorded node and every write in place takes a tick. Later
+# nodes have later ticks, so descending ticks are a topological order; and an array is stale for a
+# node when it was written after the node's tick.
+_clock = itertools.count(1)
+
+# --- recording ------------------------------------------------------------------------------------
+
+mode = watch.mode  # thread-local: what this thread does beside computing
+RECORD = watch.RECORD
+
+
+class _SetRecording(contextlib.ContextDecorator):
+    """Sets whether ops are recorded, for a `with` block or for each call of a function."""
+
+    on: ClassVar[bool]
+
+    def __enter__(self) -> None:
+        self._before = mode.level
+        mode.level = (mode.level | RECORD) if self.on else (mode.level & ~RECORD)
+
+    def __exit__(self, *error: object) -> None:
+        mode.level = self._before
+
+    def _recreate_cm(self) -> _SetRecording:
+        return type(self)()  # each decorated call remembers its own previous mode
+
+
+class no_grad(_SetRecording):
+    """Ops inside are computed but not recorded: `with no_grad(): …` or `@no_grad()`."""
+
+    on = False
+
+
+class enable_grad(_SetRecording):
+    """Ops inside are recorded, also within `no_grad()`."""
+
+    on = True
+
+
+def is_grad_enabled() -> bool:
+    """True when ops on this thread are recorded."""
+    return bool(mode.level & RECORD)
+
+
+# --- ops and nodes --------------------------------------------------------------------------------
+
+_FREED: Any = ("freed",)
+
+
+class Function:
+    """One op: y = forward(x₁, x₂, …); backward turns ∂L/∂y into ∂L/∂x₁, ∂L/∂x₂, …
+
+    ```python
+    class Tanh(Function):
+        '''y = tanh(x)        dx = g ⊙ (1 − y²)'''
+
+        def forward(self, x):
+            y = namespace(x).tanh(x)
+            self.save(y)
+            return y
+
+        def backward(self, g, y):
+            return g * (1 - y * y)
+    ```
+
+    `forward` gets arrays and the options of the call, and returns one array. `backward` gets the
+    gradient `g` of the output and what was saved, and returns a gradient per input: an array of
+    the input's shape, or None where `needs(i)` is False. It runs on arrays; with `create_graph`
+    the very same code runs on Tensors, which is how second derivatives come for free. So it keeps
+    to what both share: operators, `sum`, `reshape` …, and the functions of `namespace(g)`.
+
+    `save` takes inputs, the output, and integer or boolean arrays. `keep` takes what is cheaper to
+    hold than to compute again but is neither: backward finds it in `self.kept`, which is None when
+    `g` is a Tensor; it must then compute it from what was saved, or there is no second order.
+    """
+
+    parents: tuple[Function | Leaf | None, ...] = ()
+    saved: tuple[Any, ...] = ()
+    kept: Any = None
+    hooks: list[Callable[[Tensor], Tensor | None]] | None = None
+    replay: watch.Replay | None = None
+    site: str = ""  # where in the user's source, noted in anomaly mode
+    tick: int
+    ids: tuple[int, ...]
+
+    def forward(self, *arrays: Any, **options: Any) -> Array:
+        raise NotImplementedError(f"{type(self).__name__} does not define forward()")
+
+    def backward(self, g: Any, *saved: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} does not define backward()")
+
+    @classmethod
+    def apply(cls, *inputs: Tensor, **options: Any) -> Tensor:
+        """Compute the op on Tensors, and record it when a gradient may be asked for."""
+        node = cls()
+        arrays = [x.data for x in inputs]
+        level = mode.level
+        if level & RECORD:
+            parents = tuple([x.node for x in inputs])
+            if any(parents):
+                node.parents = parents
+        try:
+            y = node.forward(*arrays, **options)
+        except Exception as error:
+            error.add_note(f"in {cls.__name__} of {_describe(arrays)}")
+            raise
+        out = _new(Tensor)
+        out.data = y if type(y) is np.ndarray else _as_array(y)
+        out.grad = None
+        if node.parents:
+            out.node = node
+            node.tick = next(_clock)
+            if node.saved:
+                node.ids = (*map(id, arrays), id(y))
+        else:
+            out.node = None
+        if level > RECORD:
+            watch.after_forward(node, arrays, out.data)
+        return out
+
+    def needs(self, i: int) -> bool:
+        """True when a gradient of input i will be asked for; forward and backward may ask."""
+        return bool(self.parents) and self.parents[i] is not None
+
+    def save(self, *arrays: Any) -> None:
+        """What `backward` will be handed: inputs, the output, integers; None to keep a place."""
+        self.saved = arrays
+
+    def keep(self, value: Any) -> None:
+        """What `backward` finds in `self.kept` when it runs on arrays; see the class."""
+        self.kept = value
+
+    def _load(self, as_tensors: bool) -> tuple[Any, ...]:
+        """What was saved, still unspoilt: as arrays, or as Tensors that stand in the graph."""
+        if self.replay is not None and self.saved is watch.DROPPED:
+            self.replay.restore(self)
+        saved = self.saved
+        if saved is _FREED:
+            raise RuntimeError(
+                f"backward through {self.name} a second time: its saved arrays were freed the "
+                "first time; pass retain_graph=True to the first backward() or grad()"
+            )
+        if _last_write > self.tick:
+            _refuse_overwritten(self, saved)
+        if not as_tensors:
+            return saved
+        self.kept = None
+        return tuple([self._as_tensor(array) for array in saved])
+
+    def _as_tensor(self, array: Any) -> Any:
+        if array is None or not is_float(array.dtype):
+            return array
+        *inputs, output = self.ids
+        if id(array) in inputs:
+            return _tensor(array, self.parents[inputs.index(id(array))])
+        if id(array) == output:
+            return _tensor(_as_array(array), self)
+        raise RuntimeError(
+            f"{self.name} has no second-order gradient: its backward uses an intermediate result "
+            "that is not part of the graph"
+        )
+
+    def _release(self) -> None:
+        if self.saved:
+            self.saved = _FREED
+        self.kept = None
+
+    @property
+    def name(self) -> str:
+        """What errors call this op."""
+        return type(self).__name__ + (f" ({self.site})" if self.site else "")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+class Leaf:
+    """The node of a Tensor that the user made: where gradients arrive."""
+
+    __slots__ = ("__weakref__", "hooks", "tensor", "tick")
+    parents: tuple[()] = ()
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = weakref.ref(tensor)
+        self.tick = next(_clock)
+        self.hooks: list[Callable[[Tensor], Tensor | None]] | None = None
+
+    def receive(self, g: Any) -> None:
+        """tensor.grad += g, in memory that is the tensor's own."""
+        adoptable = getrefcount(g) <= _SOLE  # before any other name for g is made
+        tensor = self.tensor()
+        if tensor is None:  # nobody can ask for this gradient any more
+            return
+        if g.shape != tensor.shape:
+            raise RuntimeError(
+                f"a gradient of shape {g.shape} came for a tensor of shape {tensor.shape}: "
+                "the backward of an op that uses it is wrong (gradcheck finds which)"
+            )
+        if isinstance(g, Tensor):
+            tensor.grad = g if tensor.grad is None else tensor.grad + g
+        elif tensor.grad is None:
+            own = adoptable and _is_own(g) and g.dtype == tensor.dtype
+            tensor.grad = _tensor(g if own else _copy(g, tensor.data), None)
+        elif tensor.grad.node is not None:
+            tensor.grad = _tensor(tensor.grad.data + g, None)
+        else:
+            tensor.grad.data += g
+            mark_written(tensor.grad.data, "accumulation into .grad")
+
+    def __repr__(self) -> str:
+        return "<Leaf>"
+
+
+_new = object.__new__
+
+
+def _tensor(array: Array, node: Any) -> Tensor:
+    out = _new(Tensor)
+    out.data, out.node, out.grad = array, node, None
+    return out
+
+
+def _as_array(y: Any) -> Array:
+    """NumPy's reductions to zero dimensions give scalars; a Tensor holds an array."""
+    return np.asarray(y) if isinstance(y, np.generic | np.ndarray | int | float) else y
+
+
+def _describe(arrays: Sequence[Array]) -> str:
+    """'float32(2, 3), float32(4,)'"""
+    return ", ".join(f"{a.dtype}{tuple(a.shape)}" for a in arrays)
+
+
+def _copy(g: Array, like: Array) -> Array:
+    return namespace(like).array(g, dtype=like.dtype, order="C", copy=True)
+
+
+def _count_references(x: object) -> int:
+    return getrefcount(x)
+
+
+# What getrefcount says inside a function about an argument that nobody else holds. Such an array,
+# when it is not a view, is memory that only the engine can see: it may be adopted or added into.
+# Anything shared counts higher and is copied, so a surprise here costs time, never correctness.
+_SOLE = _count_references(np.empty(1))
+
+
+# --- the walk -------------------------------------------------------------------------------------
+
+
+class Part:
+    """A gradient that is zero outside x[index]: handed over as (g, index, shape), never padded.
+
+    What `x[:, t]` and `embedding` return from backward. A loop over T slices of one array then
+    costs T slices, not T arrays of the full size; and rows of a tied embedding are added straight
+    into the gradient that the output layer made.
+    """
+
+    __slots__ = ("add_at", "g", "shape")
+
+    def __init__(self, g: Array, shape: tuple[int, ...], add_at: Callable[[Array, Array], None]):
+        self.g, self.shape, self.add_at = g, shape, add_at
+
+    def dense(self) -> Array:
+        """The same gradient with its zeros."""
+        whole = namespace(self.g).zeros(self.shape, dtype=self.g.dtype)
+        self.add_at(whole, self.g)
+        return whole
+
+
+def backward(
+    outputs: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> None:
+    """leaf.grad += Σₖ gradientsₖ · ∂outputsₖ/∂leaf, for every leaf that requires a gradient."""
+    seeds = [_seed(y, g) for y, g in zip(outputs, gradients, strict=True)]
+    _walk(outputs, seeds, None, retain_graph or create_graph, create_graph)
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Tensor | Sequence[Tensor | None] | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Any, ...]:
+    """(Σₖ grad_outputsₖ · ∂outputsₖ/∂x for x in inputs), leaving every `.grad` as it is.
+
+    Args:
+        outputs: what is differentiated; a scalar each, unless `grad_outputs` is given.
+        inputs: with respect to what; leaves or results of ops.
+        grad_outputs: the gradient to start from, of each output's shape.
+        retain_graph: keep the saved arrays for another pass; default: `create_graph`.
+        create_graph: record the backward pass itself, so that the results can be differentiated.
+        allow_unused: give None for an input that no output depends on, instead of raising.
+
+    Raises:
+        RuntimeError: an input requires no gradient, or no output depends on it.
+    """
+    ys = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    xs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if grad_outputs is None or isinstance(grad_outputs, Tensor):
+        grad_outputs = [grad_outputs] * len(ys)
+    for i, x in enumerate(xs):
+        if x.node is None:
+            raise RuntimeError(f"grad(): input {i} does not require a gradient")
+    seeds = [_seed(y, g) for y, g in zip(ys, grad_outputs, strict=True)]
+    keep = create_graph if retain_graph is None else retain_graph
+    found = _walk(ys, seeds, [x.node for x in xs], keep, create_graph)
+    if not allow_unused:
+        for i, x in enumerate(xs):
+            if x.node not in found:
+                raise RuntimeError(
+                    f"grad(): no output depends on input {i}; pass allow_unused=True to get None"
+                )
+    results = [found.get(x.node) for x in xs]
+    return tuple(
+        [g if g is None or isinstance(g, Tensor) else _tensor(_as_array(g), None) for g in results]
+    )
+
+
+def _seed(y: Tensor, g: Tensor | None) -> Tensor:
+    """∂L/∂y to start from: 1 for a scalar."""
+    if y.node is None:
+        raise RuntimeError(
+            "this tensor does not require a gradient: none of the tensors it was computed from "
+            "has requires_grad=True, or it was computed under no_grad()"
+        )
+    if g is None:
+        if y.size != 1:
+            raise RuntimeError(
+                f"a gradient can start by itself only from a scalar, got shape {y.shape}: reduce "
+                "with sum() or mean(), or pass the gradient to start from"
+            )
+        return _tensor(namespace(y.data).ones_like(y.data), None)
+    if not isinstance(g, Tensor):
+        g = Tensor(g, dtype=y.dtype)
+    if g.shape != y.shape:
+        raise ValueError(f"gradient: expected the output's shape {y.shape}, got {g.shape}")
+    return g
+
+
+def _walk(
+    outputs: Sequence[Tensor],
+    seeds: Sequence[Tensor],
+    wanted: Sequence[Any] | None,
+    retain: bool,
+    create_graph: bool,
+) -> dict[Any, Any]:
+    """The chain rule over the graph, latest node first; the gradients of the `wanted` nodes.
+
+    With `wanted` None every leaf receives its gradient instead. `pending` holds the gradients that
+    have been computed but not yet passed on: a node's sum is complete when its turn comes, because
+    whatever used its output is later than it.
+    """
+    pending: dict[Any, Any] = {}
+    for y, seed in zip(outputs, seeds, strict=True):
+        _deliver(pending, y.node, seed if create_graph else seed.data)
+    found: dict[Any, Any] = {}
+    targets = None if wanted is None else set(wanted)
+    before, level = mode.level, mode.level & ~RECORD | (RECORD if create_graph else 0)
+    mode.level = level
+    try:
+        for node in _latest_first(pending, targets):
+            if node not in pending:
+                continue
+            if node.hooks:
+                pending[node] = _run_hooks(node.hooks, pending[node])
+            if targets is None:
+                if type(node) is Leaf:
+                    node.receive(pending.pop(node))
+                    continue
+            elif node in targets:
+                found[node] = pending[node]
+            g = pending.pop(node)
+            if not node.parents:
+                continue
+            gradients = node.backward(g, *node._load(create_graph))
+            if not retain:
+                node._release()
+            if type(gradients) is not tuple:
+                gradients = (gradients,)
+            if level & watch.ANOMALY:
+                watch.after_backward(node, g, gradients)
+            del g  # a gradient passed on must not look shared because of this name
+            for parent, gradient in zip(node.parents, gradients, strict=True):
+                if parent is not None and gradient is not None:
+                    _deliver(pending, parent, gradient)
+            gradients = gradient = None
+    finally:
+        mode.level = before
+    return found
+
+
+def _latest_first(roots: Iterable[Any], targets: set[Any] | None) -> list[Any]:
+    """Every node that the roots depend on, by descending tick: a topological order.
+
+    With targets, only the nodes on a path to one of them.
+    """
+    nodes = list(roots)
+    seen = set(nodes)
+    for node in nodes:  # grows while it is read
+        for parent in node.parents:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                nodes.append(parent)
+    nodes.sort(key=_tick)
+    if targets is not None:
+        useful: set[Any] = set()
+        for node in nodes:
+            if node in targets or not useful.isdisjoint(node.parents):
+                useful.add(node)
+        nodes = [node for node in nodes if node in useful]
+    nodes.reverse()
+    return nodes
+
+
+def _tick(node: Any) -> int:
+    return node.tick
+
+
+def _deliver(pending: dict[Any, Any], node: Any, g: Any) -> None:
+    """pending[node] += g, added in place only where the memory is the engine's own."""
+    if node not in pending:
+        pending[node] = g if type(g) is not Part else g.dense()
+    elif type(g) is Part:
+        pending[node] = _add_part(pending.pop(node), g)
+    else:
+        pending[node] = _add(pending.pop(node), g)
+
+
+def _add(a: Any, b: Any) -> Any:
+    if getrefcount(a) <= _SOLE and _is_own(a) and a.shape == b.shape and a.dtype == b.dtype:
+        a += b
+        return a
+    return a + b
+
+
+def _add_part(a: Any, part: Part) -> Any:
+    if not (getrefcount(a) <= _SOLE and _is_own(a) and a.dtype == part.g.dtype):
+        a = a.copy()
+    part.add_at(a, part.g)
+    return a
+
+
+def _is_own(a: Any) -> bool:
+    """An array (not a Tensor or a scalar) which is no view and may be written."""
+    return type(a) is not Tensor and a.base is None and a.ndim > 0 and a.flags.c_contiguous
+
+
+def _run_hooks(hooks: list[Callable[[Tensor], Tensor | None]], g: Any) -> Any:
+    """Each hook sees the gradient and may return another in its place."""
+    tensor = g if isinstance(g, Tensor) else _tensor(_as_array(g), None)
+    for hook in tuple(hooks):
+        replaced = hook(tensor)
+        if replaced is not None:
+            if not isinstance(replaced, Tensor) or replaced.shape != tensor.shape:
+                got = replaced.shape if isinstance(replaced, Tensor) else type(replaced).__name__
+                raise ValueError(
+                    f"a hook must return None or a Tensor of the gradient's shape {tensor.shape}, "
+                    f"got {got}"
+                )
+            tensor = replaced
+    return tensor if isinstance(g, Tensor) else tensor.data
+
+
+# --- writes in place ------------------------------------------------------------------------------
+
+_writes: dict[int, tuple[weakref.ref[Any], int, str]] = {}  # id of the memory's owner -> last write
+_last_write = 0
+
+
+def mark_written(array: Array, by: str) -> None:
+    """Note that `array` was overwritten by `by`: a backward that needs its old values will raise.
+
+    For whoever writes into the memory of a Tensor without going through Tensor's own methods:
+    optimisers, kernels that work in place.
+    """
+    global _last_write
+    owner = _owner(array)
+    key = id(owner)
+    known = _writes.get(key)
+    reference = known[0] if known else weakref.ref(owner, lambda _: _writes.pop(key, None))
+    _last_write = next(_clock)
+    _writes[key] = (reference, _last_write, by)
+
+
+def _owner(array: Array) -> Array:
+    """The array that holds the memory: views of one array share their writes."""
+    while True:
+        base = getattr(array, "base", None)
+        if base is None or not hasattr(base, "dtype"):
+            return array
+        array = base
+
+
+def _refuse_overwritten(node: Function, saved: Iterable[Any]) -> None:
+    for array in saved:
+        if array is None:
+            continue
+        write = _writes.get(id(_owner(array)))
+        if write is not None and write[1] > node.tick:
+            raise RuntimeError(
+                f"backward of {node.name} needs an array of shape {tuple(array.shape)} which "
+                f"{write[2]} has overwritten since the forward pass: write into a copy, or after "
+                "the backward"
+            )
+
+
+# --- recomputing instead of keeping ---------------------------------------------------------------
+
+
+def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """y = function(*inputs), keeping no intermediate: backward computes them again.
+
+    Costs one more forward pass of `function` and saves the memory of everything inside it (Chen et
+    al., "Training deep nets with sublinear memory cost", 2016). Random draws are the same the
+    second time, so dropout has the same mask. Gradients also reach parameters that `function`
+    holds. Within a checkpointed function another checkpoint() is an ordinary call.
+
+    Args:
+        function: returns one Tensor; must compute the same ops when it is called again.
+        inputs: its arguments.
+
+    Raises:
+        RuntimeError: in backward, when the second call ran other ops than the first.
+    """
+    if not is_grad_enabled() or mode.level & watch.DROP:
+        return function(*inputs)
+    return watch.Replay(function, inputs).first_run()

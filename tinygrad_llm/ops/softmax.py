@@ -1,0 +1,344 @@
+"""softmax, its logarithm, and the losses that stand on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm import backend
+from tinygrad_llm.autograd import Function
+from tinygrad_llm.backend import Array, is_float, namespace
+from tinygrad_llm.ops.convert import as_array, as_float, as_tensor
+from tinygrad_llm.ops.reduce import Reduction
+from tinygrad_llm.tensor import Axis, Tensor
+
+
+class Softmax(Function):
+    """y = eˣ / Σ eˣ        dx = y ⊙ (g − Σ g ⊙ y)
+
+    The largest x is subtracted first, which changes nothing and lets no exponential overflow. A
+    row of −∞ everywhere gives zeros.
+    """
+
+    def forward(self, x: Array, axis: int) -> Array:
+        self.axis = axis
+        y = softmax_of(x, axis)
+        self.save(y)
+        return y
+
+    def backward(self, g: Any, y: Any) -> Any:
+        if isinstance(g, Tensor):
+            return y * (g - (g * y).sum(axis=self.axis, keepdims=True))
+        dx = g * y
+        dx -= y * dx.sum(axis=self.axis, keepdims=True)
+        return dx
+
+
+def softmax_of(x: Array, axis: int, out: Array | None = None) -> Array:
+    """eˣ / Σ eˣ of an array; `out` may be x itself."""
+    if x.size == 0:
+        return x.copy() if out is None else out
+    xp = namespace(x)
+    y = xp.subtract(x, _finite_max(x, axis), out=out)
+    xp.exp(y, out=y)
+    total = y.sum(axis=axis, keepdims=True)
+    y /= xp.where(total == 0, 1, total).astype(y.dtype, copy=False)
+    return y
+
+
+def _finite_max(x: Array, axis: Axis) -> Array:
+    """max x, but 0 where it is −∞ (nothing to subtract: −∞ − −∞ would be NaN)."""
+    m = x.max(axis=axis, keepdims=True)
+    return namespace(x).where(m == -np.inf, x.dtype.type(0), m)
+
+
+class LogSoftmax(Function):
+    """y = x − ln Σ eˣ        dx = g − e^y Σ g"""
+
+    def forward(self, x: Array, axis: int) -> Array:
+        self.axis = axis
+        y = x - _logsumexp(x, axis) if x.size else x.copy()
+        self.save(y)
+        return y
+
+    def backward(self, g: Any, y: Any) -> Any:
+        return g - namespace(g).exp(y) * g.sum(axis=self.axis, keepdims=True)
+
+
+class LogSumExp(Reduction):
+    """y = ln Σ eˣ        dx = g e^(x − y)  (0 where every x is −∞)"""
+
+    def forward(self, x: Array, axis: Axis, keepdims: bool) -> Array:
+        self.shape, self.axis = x.shape, axis
+        y = _logsumexp(x, axis)
+        if not keepdims:
+            y = y.squeeze(axis) if axis is not None else y.reshape(())
+        self.save(x, y)
+        return y
+
+    def backward(self, g: Any, x: Any, y: Any) -> Any:
+        xp = namespace(g)
+        y = self.keepdims(y)
+        return self.keepdims(g) * xp.exp(x - xp.where(y == -np.inf, 0.0, y))
+
+
+def _logsumexp(x: Array, axis: Axis) -> Array:
+    """ln Σ eˣ of an array, with the axes kept."""
+    xp = namespace(x)
+    m = _finite_max(x, axis)
+    with np.errstate(divide="ignore"):  # ln 0 = −∞ is the answer for rows of −∞
+        return m + xp.log(xp.exp(x - m).sum(axis=axis, keepdims=True))
+
+
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """y = eˣ / Σ eˣ along `axis`: positive, summing to 1; zeros where every x is −∞."""
+    return Softmax.apply(as_float(x), axis=axis)
+
+
+def log_softmax(x: Any, axis: int = -1) -> Tensor:
+    """y = x − ln Σ eˣ along `axis`, the logarithm of softmax without its underflow."""
+    return LogSoftmax.apply(as_float(x), axis=axis)
+
+
+def logsumexp(x: Any, axis: Axis = -1, keepdims: bool = False) -> Tensor:
+    """y = ln Σ eˣ, a smooth maximum, without overflow; −∞ where every x is −∞."""
+    return LogSumExp.apply(as_float(x), axis=axis, keepdims=keepdims)
+
+
+# --- cross-entropy --------------------------------------------------------------------------------
+
+
+class CrossEntropy(Function):
+    """yᵢ = wᵢ (ln Σ_c e^(x_ic) − x_i,tᵢ)        dxᵢ = gᵢ wᵢ (softmax(xᵢ) − onehot(tᵢ))
+
+    One row per example. With label smoothing ε the target is no longer one class but
+    q = (1 − ε) onehot(t) + ε/C, and onehot(t) above becomes q; with class weights q is multiplied
+    by them, and the 1 before softmax becomes Σ q.
+    """
+
+    def forward(
+        self,
+        x: Array,
+        target: Array,
+        counted: Array,
+        class_weight: Array | None,
+        smoothing: float,
+    ) -> Array:
+        xp = namespace(x)
+        self.target, self.counted = target, counted
+        self.class_weight, self.smoothing = class_weight, smoothing
+        self.rows = xp.arange(x.shape[0])
+        m = _finite_max(x, 1)
+        shifted = x - m
+        log_total = xp.log(xp.exp(shifted).sum(axis=1))
+        self.save(x)
+        self.keep((m[:, 0] + log_total)[:, None])
+        y = (log_total - shifted[self.rows, target]) * self._target_weight(x)
+        if smoothing:
+            y *= 1.0 - smoothing
+            spread = (shifted - log_total[:, None]) * self._spread_weight(x)
+            y -= spread.sum(axis=1)
+        return xp.where(counted, y, x.dtype.type(0))
+
+    def backward(self, g: Any, x: Any) -> Any:
+        xp = namespace(g)
+        g = g * self.counted
+        if isinstance(g, Tensor):
+            p = softmax(x, axis=1)
+            q = self._soft_target(x.data)
+            return g.reshape(-1, 1) * (p * q.sum(axis=1, keepdims=True) - q)
+        p = xp.exp(x - self.kept)
+        if self.smoothing:
+            q = self._soft_target(x)
+            p *= q.sum(axis=1, keepdims=True)
+            p -= q
+            p *= g[:, None]
+        else:
+            g = g * self._target_weight(x)
+            p *= g[:, None]
+            p[self.rows, self.target] -= g
+        return p
+
+    def _target_weight(self, x: Array) -> Any:
+        """w_t for each row; 1 without class weights."""
+        if self.class_weight is None:
+            return x.dtype.type(1)
+        return self.class_weight[self.target]
+
+    def _spread_weight(self, x: Array) -> Any:
+        """ε/C, or ε/C · w_c: what label smoothing gives to every class."""
+        share = x.dtype.type(self.smoothing / x.shape[1])
+        return share if self.class_weight is None else share * self.class_weight
+
+    def _soft_target(self, x: Array) -> Array:
+        """q: the weights of the log-probabilities in the loss, a row per example."""
+        q = namespace(x).zeros(x.shape, dtype=x.dtype)
+        q += self._spread_weight(x)
+        q[self.rows, self.target] += (1.0 - self.smoothing) * self._target_weight(x)
+        return q
+
+
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    weight: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """y = −Σ_c q_c ln softmax(logits)_c, with q the target class or distribution.
+
+    Args:
+        logits: (…, C): unnormalised scores, the classes on the last axis (for PyTorch's
+            (N, C, T) layout use `logits.swapaxes(1, 2)`).
+        target: (…) integer classes in 0 … C−1, or (…, C) floats: a distribution per example.
+        weight: (C,) a weight per class.
+        ignore_index: examples with this target count for nothing (integer targets only).
+        reduction: 'mean' (by the weights of the counted targets), 'sum' or 'none' (shape (…)).
+            The mean over no counted example is 0.
+        label_smoothing: ε in [0, 1): the target becomes (1 − ε) q + ε/C.
+
+    Raises:
+        ValueError: shapes that do not fit, or a class out of range (the first one is named).
+    """
+    logits = as_float(logits)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is 'mean', 'sum' or 'none', got {reduction!r}")
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    classes = logits.shape[-1] if logits.ndim else 0
+    class_weight = None
+    if weight is not None:
+        class_weight = as_array(weight, logits.data).astype(logits.dtype, copy=False)
+        if class_weight.shape != (classes,):
+            raise ValueError(f"cross_entropy() needs weight ({classes},), got {class_weight.shape}")
+    labels = target if isinstance(target, Tensor) else as_tensor(as_array(target, logits.data))
+    if is_float(labels.dtype):
+        return _soft_cross_entropy(logits, labels, class_weight, reduction, label_smoothing)
+    if labels.shape != logits.shape[:-1] or logits.ndim == 0:
+        raise ValueError(
+            f"cross_entropy() takes logits (…, C) and integer targets (…): got {logits.shape} and "
+            f"{labels.shape}"
+        )
+    flat = labels.data.reshape(-1)
+    counted = flat != ignore_index
+    safe = namespace(flat).where(counted, flat, 0)
+    _check_classes(safe, classes)
+    losses = CrossEntropy.apply(
+        logits.reshape((flat.size, classes)),
+        target=safe,
+        counted=counted,
+        class_weight=class_weight,
+        smoothing=label_smoothing,
+    )
+    if reduction == "none":
+        return losses.reshape(labels.shape)
+    if reduction == "sum":
+        return losses.sum()
+    total = counted.sum() if class_weight is None else (class_weight[safe] * counted).sum()
+    return losses.sum() * (1.0 / float(total) if total else 0.0)
+
+
+def _check_classes(labels: Array, classes: int) -> None:
+    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        wrong = int(labels[(labels < 0) | (labels >= classes)][0])
+        raise ValueError(
+            f"cross_entropy(): a target is {wrong}, but the logits have classes 0 to {classes - 1}"
+        )
+
+
+def _soft_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Array | None, reduction: str, smoothing: float
+) -> Tensor:
+    if target.shape != logits.shape:
+        raise ValueError(
+            f"cross_entropy() with a distribution as target needs equal shapes, got logits "
+            f"{logits.shape} and target {target.shape}"
+        )
+    if smoothing:
+        target = target * (1.0 - smoothing) + smoothing / logits.shape[-1]
+    if weight is not None:
+        target = target * weight
+    losses = -(target * log_softmax(logits)).sum(axis=-1)
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.mean()
+
+
+# --- binary cross-entropy -------------------------------------------------------------------------
+
+
+class BinaryCrossEntropy(Function):
+    """y = −z ln p − (1 − z) ln(1 − p)        dp = g (p − z) / (p (1 − p))
+
+    Logarithms are held above −100 and p (1 − p) above 1e-12, as in PyTorch, so that p = 0 and 1
+    give finite numbers.
+    """
+
+    def forward(self, p: Array, z: Array) -> Array:
+        xp = namespace(p)
+        self.save(p, z)
+        with np.errstate(divide="ignore"):
+            log_p, log_q = xp.log(p), xp.log1p(-p)
+        return -(z * xp.maximum(log_p, -100.0) + (1.0 - z) * xp.maximum(log_q, -100.0))
+
+    def backward(self, g: Any, p: Any, z: Any) -> Any:
+        xp = namespace(g)
+        dp = g * (p - z) / xp.maximum(p * (1.0 - p), 1e-12)
+        if not self.needs(1):
+            return dp, None
+        return dp, g * xp.log(xp.maximum(1.0 - p, 1e-43) / xp.maximum(p, 1e-43))
+
+
+def binary_cross_entropy(
+    probabilities: Any, target: Any, weight: Any = None, reduction: str = "mean"
+) -> Tensor:
+    """y = −z ln p − (1 − z) ln(1 − p), for p in [0, 1] and targets z of the same shape.
+
+    Prefer `binary_cross_entropy_with_logits`, which loses no precision near 0 and 1.
+    """
+    p, z = _same_shape(probabilities, target, "binary_cross_entropy")
+    if p.size and not bool(((p.data >= 0) & (p.data <= 1)).all()):
+        raise ValueError("binary_cross_entropy() needs probabilities between 0 and 1")
+    return reduce_loss(BinaryCrossEntropy.apply(p, z), reduction, weight)
+
+
+def binary_cross_entropy_with_logits(
+    logits: Any, target: Any, weight: Any = None, pos_weight: Any = None, reduction: str = "mean"
+) -> Tensor:
+    """y = −w⁺ z ln σ(x) − (1 − z) ln(1 − σ(x)), computed as (1 − z) x + (1 + (w⁺ − 1) z) ln(1 + e⁻ˣ)
+
+    Args:
+        logits: x, any shape
+        target: z in [0, 1], of the same shape
+        weight: a factor per element, broadcastable
+        pos_weight: w⁺, how much positive examples count more, broadcastable
+        reduction: 'mean', 'sum' or 'none'
+    """
+    from tinygrad_llm.ops.elementwise import softplus
+
+    x, z = _same_shape(logits, target, "binary_cross_entropy_with_logits")
+    positive = 1.0 if pos_weight is None else 1.0 + (as_tensor(pos_weight, x) - 1.0) * z
+    return reduce_loss((1.0 - z) * x + positive * softplus(-x), reduction, weight)
+
+
+def _same_shape(x: Any, target: Any, name: str) -> tuple[Tensor, Tensor]:
+    x = as_float(x)
+    z = as_tensor(target, x).astype(x.dtype)
+    if z.shape != x.shape:
+        raise ValueError(f"{name}() needs a target of shape {x.shape}, got {z.shape}")
+    return x, z
+
+
+def reduce_loss(losses: Tensor, reduction: str, weight: Any = None) -> Tensor:
+    """The mean, the sum or all of the elementwise losses, weighted."""
+    if weight is not None:
+        losses = losses * weight
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    if reduction == "mean":
+        return losses.mean()
+    raise ValueError(f"reduction is 'mean', 'sum' or 'none', got {reduction!r}")

@@ -1,0 +1,191 @@
+"""Optional observers of the graph: anomaly mode, and the replay behind gradient checkpointing.
+
+The hot path of the engine only asks `mode.level`; what happens when more than recording is on
+stands here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinygrad_llm import backend
+
+if TYPE_CHECKING:
+    from tinygrad_llm.autograd import Function
+    from tinygrad_llm.tensor import Tensor
+
+RECORD, ANOMALY, DROP, COLLECT = 1, 2, 4, 8
+
+
+class _Mode(threading.local):
+    """What the current thread does beside computing; `level` is a sum of the flags above."""
+
+    level: int = RECORD
+    replay: Replay | None = None  # the checkpointed call that is running, for DROP and COLLECT
+
+
+mode = _Mode()
+
+
+def after_forward(node: Function, arrays: Sequence[Any], y: Any) -> None:
+    """Called for every op while more than recording is on."""
+    if mode.level & ANOMALY:
+        _check_forward(node, arrays, y)
+    if mode.level & (DROP | COLLECT) and node.parents and mode.replay is not None:
+        mode.replay.note(node, dropping=bool(mode.level & DROP))
+
+
+def after_backward(node: Function, g: Any, gradients: Sequence[Any]) -> None:
+    """Called for every node of a backward pass while more than recording is on."""
+    if mode.level & ANOMALY:
+        _check_backward(node, g, gradients)
+
+
+# --- anomaly mode ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def detect_anomaly() -> Any:
+    """Raise at the op and source line that made the first NaN or infinity, forward or backward.
+
+    `with detect_anomaly(): loss = model(x); loss.backward()`. An op made it when its inputs were
+    free of it and its output is not. Several times slower; for finding, not for training.
+
+    Raises:
+        FloatingPointError: names the op, the count, the place in the array and the source line.
+    """
+    before = mode.level
+    mode.level = before | ANOMALY
+    try:
+        yield
+    finally:
+        mode.level = before
+
+
+def _check_forward(node: Function, arrays: Sequence[Any], y: Any) -> None:
+    node.site = _user_line()
+    flaw = _new_flaw([y], arrays)
+    if flaw is not None:
+        raise FloatingPointError(f"{type(node).__name__} made {flaw} at {node.site}")
+
+
+def _check_backward(node: Function, g: Any, gradients: Sequence[Any]) -> None:
+    outputs = [_raw(x) for x, p in zip(gradients, node.parents, strict=True) if p is not None]
+    flaw = _new_flaw([x for x in outputs if x is not None], [_raw(g)])
+    if flaw is not None:
+        where = f"; its forward ran at {node.site}" if node.site else ""
+        raise FloatingPointError(f"the backward of {type(node).__name__} made {flaw}{where}")
+
+
+def _raw(x: Any) -> Any:
+    """The array inside a Tensor or a partial gradient."""
+    x = getattr(x, "g", x)
+    return x if x is None or backend.is_array(x) else getattr(x, "data", x)
+
+
+def _new_flaw(outputs: Sequence[Any], inputs: Sequence[Any]) -> str | None:
+    """'2 NaN of 6 elements, the first at (0, 1)' when the outputs have what no input had."""
+    had_nan = any(_count(x, np.isnan) for x in inputs)
+    had_inf = had_nan or any(_count(x, np.isinf) for x in inputs)
+    for y in outputs:
+        for word, test, excused in (("NaN", np.isnan, had_nan), ("infinity", np.isinf, had_inf)):
+            if not excused and (found := _count(y, test)):
+                first = tuple(int(i[0]) for i in test(np.atleast_1d(_host(y))).nonzero())
+                return f"{word} in {found} of {y.size} elements, the first at {first},"
+    return None
+
+
+def _count(x: Any, test: Callable[[Any], Any]) -> int:
+    if x is None or not hasattr(x, "dtype") or not backend.is_float(x.dtype):
+        return 0
+    return int(test(_host(x)).sum())
+
+
+def _host(x: Any) -> Any:
+    return x if isinstance(x, np.ndarray | np.generic) else x.get()
+
+
+_HERE = str(Path(__file__).parent)
+
+
+def _user_line() -> str:
+    """'train.py:42 in step: loss = x.log()': the innermost frame outside this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back
+    code = frame.f_code
+    line = linecache.getline(code.co_filename, frame.f_lineno).strip()
+    return f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}: {line}"
+
+
+# --- gradient checkpointing -----------------------------------------------------------------------
+
+DROPPED: Any = ("dropped",)
+
+
+class Replay:
+    """One checkpointed call: runs the function, and once more when its saved arrays are needed.
+
+    The first run records its nodes as usual but strips each of what it saved. When the backward
+    pass reaches the first of them, the function runs again from the same inputs and random state;
+    the nodes of that second run come in the same order, and lend what they saved to the first.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Any]) -> None:
+        self.function, self.inputs = function, inputs
+        self.random_state = backend.random.state()
+        self.ops: list[str] = []
+        self.again: list[tuple[str, Any, Any, Any]] = []  # (op, saved, kept, ids) per node, second run
+
+    def first_run(self) -> Tensor:
+        return self._run(DROP)
+
+    def note(self, node: Function, dropping: bool) -> None:
+        """A node was recorded, in the first run (dropping) or in the second."""
+        name = type(node).__name__
+        if not dropping:
+            self.again.append((name, node.saved, node.kept, getattr(node, "ids", ())))
+            return
+        node.replay, node.place = self, len(self.ops)  # pyright: ignore[reportAttributeAccessIssue]
+        self.ops.append(name)
+        if node.saved or node.kept is not None:
+            node.saved = DROPPED
+        node.kept = None
+
+    def restore(self, node: Any) -> None:
+        """Give the node what it saved in the first run."""
+        if not self.again:
+            self._run_again()
+        _, node.saved, node.kept, node.ids = self.again[node.place]
+        self.again[node.place] = ("", None, None, ())
+
+    def _run_again(self) -> None:
+        now = backend.random.state()
+        backend.random.load_state(self.random_state)
+        try:
+            self._run(COLLECT | RECORD)
+        finally:
+            backend.random.load_state(now)
+        ran = [name for name, *_ in self.again]
+        if ran != self.ops:
+            self.again = []
+            raise RuntimeError(
+                f"checkpoint(): the function ran {len(self.ops)} ops in the forward pass and "
+                f"{len(ran)} others when it ran again; it must compute the same thing twice"
+            )
+
+    def _run(self, flags: int) -> Tensor:
+        before, outer = mode.level, mode.replay
+        mode.level, mode.replay = (before & ~(DROP | COLLECT)) | flags, self
+        try:
+            return self.function(*self.inputs)
+        finally:
+            mode.level, mode.replay = before, outer
