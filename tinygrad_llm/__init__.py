@@ -1,10 +1,9 @@
 """tinygrad_llm: a neural-network engine for language models, from scratch, without PyTorch.
 
-`Tensor` records what is computed on NumPy or CuPy arrays; `backward()` walks it back. Importing this
-needs NumPy and ml_dtypes, nothing else.
+`Tensor` records what is computed on NumPy or CuPy arrays; `backward()` walks it back. Importing
+this needs NumPy and ml_dtypes, nothing else.
 """
 
-from tinygrad_llm.tensor import Tensor, from_dlpack  # first: see the knot at its end
 from tinygrad_llm import ops
 from tinygrad_llm.autograd import (
     Function,
@@ -30,6 +29,7 @@ from tinygrad_llm.backend import (
     uint8,
 )
 from tinygrad_llm.ops import arange, eye, full, ones, rand, randint, randn, zeros
+from tinygrad_llm.tensor import Tensor, from_dlpack  # first: see the knot at its end
 from tinygrad_llm.watch import detect_anomaly
 
 __version__ = "0.1.0"

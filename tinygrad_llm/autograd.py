@@ -104,6 +104,8 @@ class Function:
     `g` is a Tensor; it must then compute it from what was saved, or there is no second order.
     """
 
+    second_order: ClassVar[bool] = True  # False: create_graph is refused, by name
+
     parents: tuple[Function | Leaf | None, ...] = ()
     saved: tuple[Any, ...] = ()
     kept: Any = None
@@ -111,12 +113,12 @@ class Function:
     replay: watch.Replay | None = None
     site: str = ""  # where in the user's source, noted in anomaly mode
     tick: int
-    ids: tuple[int, ...]
+    origins: tuple[int, ...]
 
-    def forward(self, *arrays: Any, **options: Any) -> Array:
+    def forward(self, *args: Any, **kwargs: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
-    def backward(self, g: Any, *saved: Any) -> Any:
+    def backward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not define backward()")
 
     @classmethod
@@ -141,7 +143,7 @@ class Function:
             out.node = node
             node.tick = next(_clock)
             if node.saved:
-                node.ids = (*map(id, arrays), id(y))
+                node.origins = (*map(id, arrays), id(y))
         else:
             out.node = None
         if level > RECORD:
@@ -160,27 +162,34 @@ class Function:
         """What `backward` finds in `self.kept` when it runs on arrays; see the class."""
         self.kept = value
 
-    def _load(self, as_tensors: bool) -> tuple[Any, ...]:
-        """What was saved, still unspoilt: as arrays, or as Tensors that stand in the graph."""
+    def _load(self) -> tuple[Any, ...]:
+        """What was saved, if it is still there and unspoilt."""
         if self.replay is not None and self.saved is watch.DROPPED:
             self.replay.restore(self)
-        saved = self.saved
-        if saved is _FREED:
+        if self.saved is _FREED:
             raise RuntimeError(
                 f"backward through {self.name} a second time: its saved arrays were freed the "
                 "first time; pass retain_graph=True to the first backward() or grad()"
             )
         if _last_write > self.tick:
-            _refuse_overwritten(self, saved)
-        if not as_tensors:
-            return saved
-        self.kept = None
-        return tuple([self._as_tensor(array) for array in saved])
+            _refuse_overwritten(self, self.saved)
+        return self.saved
+
+    def _backward_on_tensors(self, g: Tensor) -> Any:
+        """backward() with what was saved as Tensors that stand in the graph, so it is recorded."""
+        if not self.second_order:
+            raise RuntimeError(f"{self.name} has no second-order gradient (create_graph=True)")
+        saved = self._load()
+        kept, self.kept = self.kept, None
+        try:
+            return self.backward(g, *[self._as_tensor(array) for array in saved])
+        finally:
+            self.kept = kept
 
     def _as_tensor(self, array: Any) -> Any:
         if array is None or not is_float(array.dtype):
             return array
-        *inputs, output = self.ids
+        *inputs, output = self.origins
         if id(array) in inputs:
             return _tensor(array, self.parents[inputs.index(id(array))])
         if id(array) == output:
@@ -407,7 +416,10 @@ def _walk(
             g = pending.pop(node)
             if not node.parents:
                 continue
-            gradients = node.backward(g, *node._load(create_graph))
+            if create_graph:
+                gradients = node._backward_on_tensors(g)
+            else:
+                gradients = node.backward(g, *node._load())
             if not retain:
                 node._release()
             if type(gradients) is not tuple:

@@ -63,7 +63,7 @@ def to_device(array: Array, device: str) -> Array:
     if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
     if kind == "cpu":
-        return array if isinstance(array, np.ndarray) else array.get()
+        return array if isinstance(array, np.ndarray | np.generic) else array.get()
     with cupy().cuda.Device(int(index or 0)):
         return cupy().asarray(array)
 

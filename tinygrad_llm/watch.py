@@ -143,7 +143,8 @@ class Replay:
         self.function, self.inputs = function, inputs
         self.random_state = backend.random.state()
         self.ops: list[str] = []
-        self.again: list[tuple[str, Any, Any, Any]] = []  # (op, saved, kept, ids) per node, second run
+        # (op, saved, kept, origins) of each node of the second run
+        self.again: list[tuple[str, Any, Any, Any]] = []
 
     def first_run(self) -> Tensor:
         return self._run(DROP)
@@ -152,7 +153,7 @@ class Replay:
         """A node was recorded, in the first run (dropping) or in the second."""
         name = type(node).__name__
         if not dropping:
-            self.again.append((name, node.saved, node.kept, getattr(node, "ids", ())))
+            self.again.append((name, node.saved, node.kept, getattr(node, "origins", ())))
             return
         node.replay, node.place = self, len(self.ops)  # pyright: ignore[reportAttributeAccessIssue]
         self.ops.append(name)
@@ -164,7 +165,7 @@ class Replay:
         """Give the node what it saved in the first run."""
         if not self.again:
             self._run_again()
-        _, node.saved, node.kept, node.ids = self.again[node.place]
+        _, node.saved, node.kept, node.origins = self.again[node.place]
         self.again[node.place] = ("", None, None, ())
 
     def _run_again(self) -> None:

@@ -1,6 +1,6 @@
 """Every function on tensors: NumPy's names for array functions, PyTorch's for the rest.
 
-One file per family; in it one class per op, with its formula, `forward` and `backward` side by side.
+One file per family; in it one class per op: its formula, `forward` and `backward` side by side.
 """
 
 from tinygrad_llm.ops.attention import (

@@ -160,8 +160,10 @@ def _masks(
     scores = (*q.shape[:-1], s)
     bias, hidden = None, None
     if attn_mask is not None:
-        mask = as_tensor(attn_mask) if isinstance(attn_mask, Tensor) else Tensor(
-            as_array(attn_mask, q.data)
+        mask = (
+            as_tensor(attn_mask)
+            if isinstance(attn_mask, Tensor)
+            else Tensor(as_array(attn_mask, q.data))
         )
         if mask.ndim > len(scores) or any(
             n not in (1, m) for n, m in zip(mask.shape[::-1], scores[::-1], strict=False)

@@ -18,7 +18,7 @@ class Embedding(Function):
         return namespace(w).take(w, ids, axis=0)
 
     def backward(self, g: Any) -> Any:
-        ids, rows = self.ids.reshape(-1), g.reshape(-1, self.shape[1])
+        ids, rows = self.ids.reshape(-1), g.reshape(self.ids.size, self.shape[1])
         if self.padding_idx is not None:
             used = (ids != self.padding_idx).nonzero()[0]
             ids, rows = ids[used], rows[used]

@@ -38,8 +38,8 @@ def _as_index(index: Any) -> Any:
 def _is_basic(index: Any) -> bool:
     """True when the index gives a view: integers, slices, ..., None."""
     items = index if isinstance(index, tuple) else (index,)
-    return all(i is None or i is Ellipsis or isinstance(i, int | slice | np.integer)
-               and not isinstance(i, bool) for i in items)  # fmt: skip
+    return all(i is None or i is Ellipsis or (isinstance(i, int | slice | np.integer)
+               and not isinstance(i, bool)) for i in items)  # fmt: skip
 
 
 def _add_at(index: Any, unique: bool) -> Any:

@@ -223,9 +223,11 @@ def _arrange(
     own = [c for c in term if c not in batch and c not in inner]
     order = [*batch, *own, *inner] if inner_last else [*batch, *inner, *own]
     x = x.transpose([term.index(c) for c in order])
-    x = x.broadcast_to([sizes[c] for c in order]) if x.shape != tuple(
-        sizes[c] for c in order
-    ) else x  # an axis of size 1 that another operand has larger
+    x = (
+        x.broadcast_to([sizes[c] for c in order])
+        if x.shape != tuple(sizes[c] for c in order)
+        else x
+    )  # an axis of size 1 that another operand has larger
     size = [math.prod([sizes[c] for c in group]) for group in (batch, own, inner)]
     shape = [size[0], size[1], size[2]] if inner_last else [size[0], size[2], size[1]]
     return x.reshape(shape), own

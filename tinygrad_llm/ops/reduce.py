@@ -36,7 +36,14 @@ class Reduction(Function):
     @property
     def count(self) -> int:
         """How many elements went into each element of the output."""
-        return math.prod(self.shape) // (math.prod(kept_shape(self.shape, self.axis)) or 1)
+        kept = kept_shape(self.shape, self.axis)
+        return math.prod([n for n, m in zip(self.shape, kept, strict=True) if n != m])
+
+    def degrees_of_freedom(self, ddof: int) -> int:
+        """n − ddof, for a variance"""
+        if self.count <= ddof:
+            raise ValueError(f"var() and std() of {self.count} elements need ddof below that")
+        return self.count - ddof
 
 
 def kept_shape(shape: Shape, axis: Axis) -> Shape:
@@ -84,9 +91,7 @@ class Var(Reduction):
 
     def forward(self, x: Array, axis: Axis, ddof: int, keepdims: bool) -> Array:
         self.shape, self.axis = x.shape, axis
-        self.dof = self.count - ddof
-        if self.dof <= 0:
-            raise ValueError(f"var() and std() of {self.count} elements need ddof below that")
+        self.dof = self.degrees_of_freedom(ddof)
         self.save(x)
         return x.var(axis=axis, ddof=ddof, keepdims=keepdims)
 
@@ -95,11 +100,13 @@ class Var(Reduction):
         return self.keepdims(g) * (2.0 / self.dof) * centred
 
 
-class Std(Var):
+class Std(Reduction):
     """y = √var(x)        dx = g (x − μ) / ((n − ddof) y)  (0 where y = 0)"""
 
     def forward(self, x: Array, axis: Axis, ddof: int, keepdims: bool) -> Array:
-        y = namespace(x).sqrt(super().forward(x, axis, ddof, keepdims))
+        self.shape, self.axis = x.shape, axis
+        self.dof = self.degrees_of_freedom(ddof)
+        y = x.std(axis=axis, ddof=ddof, keepdims=keepdims)
         self.save(x, y)
         return y
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,7 @@ def flatten(x: Any, start: int = 0, end: int = -1) -> Tensor:
         return reshape(x, (1,))
     first, last = start % x.ndim, end % x.ndim
     merged = math.prod(x.shape[first : last + 1])
-    return reshape(x, x.shape[:first] + (merged,) + x.shape[last + 1 :])
+    return reshape(x, (*x.shape[:first], merged, *x.shape[last + 1 :]))
 
 
 class Transpose(Function):
@@ -144,7 +145,7 @@ def expand_dims(x: Any, axis: int) -> Tensor:
     """y = x with a new axis of size 1 at `axis`."""
     x = as_tensor(x)
     at = _axis(axis, x.ndim + 1)
-    return reshape(x, x.shape[:at] + (1,) + x.shape[at:])
+    return reshape(x, (*x.shape[:at], 1, *x.shape[at:]))
 
 
 unsqueeze = expand_dims
@@ -227,7 +228,7 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
         sections = range(size // sections, size, size // sections) if size else [0] * (sections - 1)
     edges = [0, *sections, size]
     before = (slice(None),) * at
-    return [x[(*before, slice(a, b))] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [x[(*before, slice(a, b))] for a, b in itertools.pairwise(edges)]
 
 
 def chunk(x: Any, chunks: int, axis: int = 0) -> list[Tensor]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, is_float, namespace
 from tinygrad_llm.ops.convert import as_array, as_float, as_tensor
@@ -58,7 +57,10 @@ class LogSoftmax(Function):
 
     def forward(self, x: Array, axis: int) -> Array:
         self.axis = axis
-        y = x - _logsumexp(x, axis) if x.size else x.copy()
+        y = x - _finite_max(x, axis) if x.size else x.copy()
+        xp = namespace(x)
+        total = xp.exp(y).sum(axis=axis, keepdims=True)
+        y -= xp.log(xp.where(total == 0, x.dtype.type(1), total))
         self.save(y)
         return y
 
@@ -97,7 +99,7 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
-    """y = x − ln Σ eˣ along `axis`, the logarithm of softmax without its underflow."""
+    """y = x − ln Σ eˣ along `axis`, its logarithm without its underflow; −∞ where x is."""
     return LogSoftmax.apply(as_float(x), axis=axis)
 
 
@@ -307,7 +309,7 @@ def binary_cross_entropy(
 def binary_cross_entropy_with_logits(
     logits: Any, target: Any, weight: Any = None, pos_weight: Any = None, reduction: str = "mean"
 ) -> Tensor:
-    """y = −w⁺ z ln σ(x) − (1 − z) ln(1 − σ(x)), computed as (1 − z) x + (1 + (w⁺ − 1) z) ln(1 + e⁻ˣ)
+    """y = −w⁺ z ln σ(x) − (1 − z) ln(1 − σ(x)) = (1 − z) x + (1 + (w⁺ − 1) z) ln(1 + e⁻ˣ)
 
     Args:
         logits: x, any shape

@@ -1,0 +1,24 @@
+"""Optimisers, gradient clipping and learning-rate schedules, with PyTorch's interface.
+
+The formula of each optimiser opens its docstring; `_update` below it is the same in code.
+"""
+
+from tinygrad_llm.optim import schedules
+from tinygrad_llm.optim.adam import Adam, AdamW
+from tinygrad_llm.optim.clip import clip_grad_norm_, clip_grad_value_
+from tinygrad_llm.optim.groups import decay_groups
+from tinygrad_llm.optim.optimizer import Optimizer
+from tinygrad_llm.optim.schedules import LRScheduler
+from tinygrad_llm.optim.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "LRScheduler",
+    "Optimizer",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "decay_groups",
+    "schedules",
+]
