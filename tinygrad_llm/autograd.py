@@ -147,7 +147,7 @@ class Function:
         else:
             out.node = None
         if level > RECORD:
-            watch.after_forward(node, arrays, out.data)
+            watch.after_forward(node, [*arrays, *options.values()], out.data)
         return out
 
     def needs(self, i: int) -> bool:
@@ -569,6 +569,6 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     Raises:
         RuntimeError: in backward, when the second call ran other ops than the first.
     """
-    if not is_grad_enabled() or mode.level & watch.DROP:
+    if not is_grad_enabled() or mode.replay is not None:
         return function(*inputs)
     return watch.Replay(function, inputs).first_run()

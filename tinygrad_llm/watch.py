@@ -35,10 +35,10 @@ class _Mode(threading.local):
 mode = _Mode()
 
 
-def after_forward(node: Function, arrays: Sequence[Any], y: Any) -> None:
-    """Called for every op while more than recording is on."""
+def after_forward(node: Function, given: Sequence[Any], y: Any) -> None:
+    """Called for every op while more than recording is on; `given`: its arrays and options."""
     if mode.level & ANOMALY:
-        _check_forward(node, arrays, y)
+        _check_forward(node, given, y)
     if mode.level & (DROP | COLLECT) and node.parents and mode.replay is not None:
         mode.replay.note(node, dropping=bool(mode.level & DROP))
 
@@ -70,9 +70,9 @@ def detect_anomaly() -> Any:
         mode.level = before
 
 
-def _check_forward(node: Function, arrays: Sequence[Any], y: Any) -> None:
+def _check_forward(node: Function, given: Sequence[Any], y: Any) -> None:
     node.site = _user_line()
-    flaw = _new_flaw([y], arrays)
+    flaw = _new_flaw([y], given)
     if flaw is not None:
         raise FloatingPointError(f"{type(node).__name__} made {flaw} at {node.site}")
 
@@ -104,7 +104,9 @@ def _new_flaw(outputs: Sequence[Any], inputs: Sequence[Any]) -> str | None:
 
 
 def _count(x: Any, test: Callable[[Any], Any]) -> int:
-    if x is None or not hasattr(x, "dtype") or not backend.is_float(x.dtype):
+    if isinstance(x, float):
+        x = np.float64(x)
+    if not isinstance(getattr(x, "dtype", None), np.dtype) or not backend.is_float(x.dtype):
         return 0
     return int(test(_host(x)).sum())
 

@@ -274,8 +274,10 @@ def _shapes(make: _Maker) -> Samples:
         ],
         s.BroadcastTo: [
             Sample("new axes", lambda x: x.broadcast_to((2, 3, 4)), (normal(3, 1),)),
+            Sample("another axis", lambda x: x.broadcast_to((2, 3, 4)), (normal(3, 4),)),
             Sample("from a scalar", lambda x: x.broadcast_to((2, 3)), (normal(),)),
             Sample("to nothing", lambda x: x.broadcast_to((0, 3)), (normal(1, 3),)),
+            Sample("empty", lambda x: x.broadcast_to((2, 0, 3)), (normal(0, 1),)),
         ],
         s.Concatenate: [
             Sample("three", join, (normal(2, 1), normal(2, 3), normal(2, 2))),

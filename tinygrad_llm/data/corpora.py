@@ -1,0 +1,216 @@
+"""Text to train on: built-in corpora that every Python carries with it, and files of one's own.
+
+Nothing is downloaded. The standard library comes with its source, and the source with two
+megabytes of careful English; `pydoc_data/topics.py` holds the language reference itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import sys
+import sysconfig
+import tokenize
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+
+from tinygrad_llm.data import END_OF_TEXT
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """text = documents[0] + '<|endoftext|>' + documents[1] + '<|endoftext|>' + …
+
+    Every tokenizer of ours reads the mark as one token (`Tokenizer.eos_id`), so
+    `tokenizer.encode(corpus.text)` knows where a document ends.
+    """
+
+    name: str
+    documents: list[str]
+
+    @cached_property
+    def text(self) -> str:
+        """All documents with `<|endoftext|>` between them."""
+        return END_OF_TEXT.join(self.documents)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the text in UTF-8: report it with a result, for a built-in corpus depends on
+        the version of Python."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def names() -> list[str]:
+    """The built-in corpora: what `load` knows."""
+    return list(_BUILDERS)
+
+
+def load(name: str) -> Corpus:
+    """The built-in corpus of that name.
+
+    `python-docs` (about 2 MB): the language reference of `pydoc_data.topics`, a document per topic,
+    and the docstrings of the standard library, a document per docstring.
+    `python-code` (about 9 MB): the source of the standard library, a document per file.
+
+    Both leave out tests, IDLE and what pip installed; the code also leaves out the codec tables of
+    `encodings` and the topics. Files that cannot be read are skipped. No document comes twice, and
+    they stand in the order of their SHA-256: the same on every system, and well mixed, so that the
+    tail held out for validation is a fair sample.
+
+    Raises ValueError for an unknown name, FileNotFoundError where Python came without its source.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"no built-in corpus {name!r}{_nearest(name)}; there are {_listed()}")
+    documents = _distinct(_BUILDERS[name](Path(sysconfig.get_path("stdlib"))))
+    if not documents:
+        raise FileNotFoundError(
+            f"corpus {name!r} is made from the source of the standard library, and this Python has "
+            f"none in {sysconfig.get_path('stdlib')}: train on a text file of your own instead"
+        )
+    return Corpus(name, documents)
+
+
+def load_text(source: str | PathLike[str]) -> Corpus:
+    """The built-in corpus called `source`, or else the UTF-8 text file at that path.
+
+    A file is one document, or several where it has `<|endoftext|>` between them; its text is kept
+    to the letter (line ends too), less a byte-order mark. `./python-docs` is always the file.
+
+    Raises FileNotFoundError where there is no such file, ValueError where it is not text.
+    """
+    if isinstance(source, str) and source in _BUILDERS:
+        return load(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise ValueError(f"expected a text file, got the folder {str(source)!r}")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no file {str(source)!r}, and no built-in corpus of that name{_nearest(str(source))}; "
+            f"there are {_listed()}"
+        )
+    text = _decode(path.read_bytes(), str(source))
+    if not text.strip():
+        raise ValueError(f"{str(source)!r} holds no text: there is nothing to train on")
+    return Corpus(str(source), text.split(END_OF_TEXT))
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name!r} is not UTF-8 text (byte 0x{error.object[error.start]:02x} at position "
+            f"{error.start}): save it as UTF-8 first"
+        ) from error
+
+
+def _nearest(name: str) -> str:
+    """', did you mean …?' when the name looks like a misspelt corpus."""
+    close = difflib.get_close_matches(name.lower(), _BUILDERS)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _listed() -> str:
+    return " and ".join(repr(name) for name in names())
+
+
+def _distinct(documents: Iterable[str]) -> list[str]:
+    """The documents, stripped, each once, none empty, in the order of their SHA-256."""
+    by_hash: dict[bytes, str] = {}
+    for document in documents:
+        text = document.strip()
+        try:
+            digest = hashlib.sha256(text.encode()).digest()
+        except UnicodeEncodeError:  # a docstring may spell a lone surrogate, which no file can hold
+            continue
+        if text:
+            by_hash[digest] = text
+    return [by_hash[digest] for digest in sorted(by_hash)]
+
+
+# --- the standard library -------------------------------------------------------------------------
+
+
+def _docs(stdlib: Path) -> Iterator[str]:
+    yield from _topics(stdlib / "pydoc_data" / "topics.py")
+    for source in _code(stdlib):
+        tree = _parse(source)
+        if tree is not None:
+            yield from _docstrings(tree)
+
+
+def _code(stdlib: Path) -> Iterator[str]:
+    for path in _files(stdlib):
+        source = _read(path)
+        if source is not None:
+            yield source
+
+
+_BUILDERS: dict[str, Callable[[Path], Iterator[str]]] = {"python-docs": _docs, "python-code": _code}
+
+_LEFT_OUT = frozenset({"idlelib", "encodings", "pydoc_data"})
+
+
+def _files(stdlib: Path) -> Iterator[Path]:
+    """Every .py file of a module that belongs to the language, tests left out.
+
+    Asking for the modules by name passes over what lies in the same folder and is not Python's:
+    site-packages, a distribution's sitecustomize, the build's own paths in _sysconfigdata.
+    """
+    for name in sys.stdlib_module_names - _LEFT_OUT:
+        module, package = stdlib / f"{name}.py", stdlib / name
+        if module.is_file():
+            yield module
+        for path in package.rglob("*.py"):
+            if not {"test", "tests"}.intersection(path.relative_to(package).parts):
+                yield path
+
+
+def _read(path: Path) -> str | None:
+    """The source in the encoding it declares; None where it cannot be read."""
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (OSError, SyntaxError, UnicodeError):  # SyntaxError: an unknown coding cookie
+        return None
+
+
+def _parse(source: str) -> ast.Module | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an old escape such as "\d" is not our reader's trouble
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError):  # templates that are not Python; a NUL in the source
+            return None
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    """The docstrings of the module, its classes and its functions, however deep they stand.
+
+    They stand in statements only: not looking into expressions takes half the time of `ast.walk`.
+    """
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node)
+            if docstring is not None:
+                yield docstring
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            todo.extend(getattr(node, block, ()))
+
+
+def _topics(path: Path) -> Iterator[str]:
+    """The values of the literal `topics = {'assert': '…', …}`, read without importing it."""
+    source = _read(path) if path.is_file() else None
+    tree = _parse(source) if source is not None else None
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, ast.Dict):
+            for value in node.values:
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    yield value.value
