@@ -17,7 +17,7 @@ FLOORS = [
     {"dispatch", "kernels"},
     {"watch", "tensor", "autograd"},
     {"ops"},
-    {"gradcheck"},
+    {"gradcheck", "storage"},
     {"nn", "optim"},
     {"models", "data", "peft"},
     {"generate", "tasks"},

@@ -28,8 +28,10 @@ from tinygrad_llm.backend import (
     set_default_dtype,
     uint8,
 )
+from tinygrad_llm.gradcheck import gradcheck
 from tinygrad_llm.ops import arange, eye, full, ones, rand, randint, randn, zeros
-from tinygrad_llm.tensor import Tensor, from_dlpack  # first: see the knot at its end
+from tinygrad_llm.storage import load_file, save_file
+from tinygrad_llm.tensor import Tensor, from_dlpack
 from tinygrad_llm.watch import detect_anomaly
 
 __version__ = "0.1.0"
@@ -52,11 +54,13 @@ __all__ = [
     "from_dlpack",
     "full",
     "grad",
+    "gradcheck",
     "int8",
     "int16",
     "int32",
     "int64",
     "is_grad_enabled",
+    "load_file",
     "manual_seed",
     "no_grad",
     "ones",
@@ -64,6 +68,7 @@ __all__ = [
     "rand",
     "randint",
     "randn",
+    "save_file",
     "set_default_dtype",
     "uint8",
     "zeros",

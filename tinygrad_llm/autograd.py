@@ -19,6 +19,7 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from sys import getrefcount
 from typing import Any, ClassVar
 
@@ -113,7 +114,7 @@ class Function:
     replay: watch.Replay | None = None
     site: str = ""  # where in the user's source, noted in anomaly mode
     tick: int
-    origins: tuple[int, ...]
+    origins: list[int]  # the identities of the inputs, then of the output
 
     def forward(self, *args: Any, **kwargs: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
@@ -143,7 +144,8 @@ class Function:
             out.node = node
             node.tick = next(_clock)
             if node.saved:
-                node.origins = (*map(id, arrays), id(y))
+                node.origins = [id(array) for array in arrays]
+                node.origins.append(id(y))
         else:
             out.node = None
         if level > RECORD:
@@ -164,16 +166,18 @@ class Function:
 
     def _load(self) -> tuple[Any, ...]:
         """What was saved, if it is still there and unspoilt."""
-        if self.replay is not None and self.saved is watch.DROPPED:
+        saved = self.saved
+        if saved is watch.DROPPED and self.replay is not None:
             self.replay.restore(self)
-        if self.saved is _FREED:
+            saved = self.saved
+        elif saved is _FREED:
             raise RuntimeError(
                 f"backward through {self.name} a second time: its saved arrays were freed the "
                 "first time; pass retain_graph=True to the first backward() or grad()"
             )
         if _last_write > self.tick:
-            _refuse_overwritten(self, self.saved)
-        return self.saved
+            _refuse_overwritten(self, saved)
+        return saved
 
     def _backward_on_tensors(self, g: Tensor) -> Any:
         """backward() with what was saved as Tensors that stand in the graph, so it is recorded."""
@@ -414,7 +418,8 @@ def _walk(
             elif node in targets:
                 found[node] = pending[node]
             g = pending.pop(node)
-            if not node.parents:
+            parents = node.parents
+            if not parents:
                 continue
             if create_graph:
                 gradients = node._backward_on_tensors(g)
@@ -424,12 +429,18 @@ def _walk(
                 node._release()
             if type(gradients) is not tuple:
                 gradients = (gradients,)
+            if len(gradients) != len(parents):
+                raise _wrong_count(node, gradients)
             if level & watch.ANOMALY:
                 watch.after_backward(node, g, gradients)
             del g  # a gradient passed on must not look shared because of this name
-            for parent, gradient in zip(node.parents, gradients, strict=True):
-                if parent is not None and gradient is not None:
+            for parent, gradient in zip(parents, gradients):  # noqa: B905 (checked, and hot)
+                if parent is None or gradient is None:
+                    continue
+                if parent in pending or type(gradient) is Part:
                     _deliver(pending, parent, gradient)
+                else:
+                    pending[parent] = gradient
             gradients = gradient = None
     finally:
         mode.level = before
@@ -459,8 +470,14 @@ def _latest_first(roots: Iterable[Any], targets: set[Any] | None) -> list[Any]:
     return nodes
 
 
-def _tick(node: Any) -> int:
-    return node.tick
+_tick = attrgetter("tick")
+
+
+def _wrong_count(node: Function, gradients: tuple[Any, ...]) -> TypeError:
+    return TypeError(
+        f"the backward of {node.name} returned {len(gradients)} gradients for "
+        f"{len(node.parents)} inputs: one each, None where there is none"
+    )
 
 
 def _deliver(pending: dict[Any, Any], node: Any, g: Any) -> None:

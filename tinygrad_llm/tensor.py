@@ -537,16 +537,16 @@ class Tensor:
         return ops.transpose(self)
 
     def reshape(self, *shape: int | Sequence[int]) -> Tensor:
-        return ops.reshape(self, _flatten(shape))
+        return ops.reshape(self, flat_shape(shape))
 
     def flatten(self, start: int = 0, end: int = -1) -> Tensor:
         return ops.flatten(self, start, end)
 
     def transpose(self, *axes: int | Sequence[int]) -> Tensor:
-        return ops.transpose(self, _flatten(axes) or None)
+        return ops.transpose(self, flat_shape(axes) or None)
 
     def permute(self, *axes: int | Sequence[int]) -> Tensor:
-        return ops.transpose(self, _flatten(axes))
+        return ops.transpose(self, flat_shape(axes))
 
     def swapaxes(self, axis1: int, axis2: int) -> Tensor:
         return ops.swapaxes(self, axis1, axis2)
@@ -555,7 +555,7 @@ class Tensor:
         return ops.broadcast_to(self, shape)
 
     def expand(self, *shape: int | Sequence[int]) -> Tensor:
-        return ops.expand(self, _flatten(shape))
+        return ops.expand(self, flat_shape(shape))
 
     def squeeze(self, axis: Axis = None) -> Tensor:
         return ops.squeeze(self, axis)
@@ -632,9 +632,11 @@ def _unwrap(data: Any) -> Any:
     return [_unwrap(x) for x in data] if isinstance(data, list | tuple) else data
 
 
-def _flatten(shape: tuple[Any, ...]) -> tuple[int, ...]:
+def flat_shape(shape: tuple[Any, ...]) -> tuple[int, ...]:
     """reshape(2, 3) and reshape((2, 3)) are the same."""
-    return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    if len(shape) == 1 and not isinstance(shape[0], int | np.integer):
+        return tuple(shape[0])
+    return shape
 
 
 # The one knot in the house: methods call ops, ops make Tensors.

@@ -155,7 +155,7 @@ class Replay:
         """A node was recorded, in the first run (dropping) or in the second."""
         name = type(node).__name__
         if not dropping:
-            self.again.append((name, node.saved, node.kept, getattr(node, "origins", ())))
+            self.again.append((name, node.saved, node.kept, getattr(node, "origins", [])))
             return
         node.replay, node.place = self, len(self.ops)  # pyright: ignore[reportAttributeAccessIssue]
         self.ops.append(name)
@@ -168,7 +168,7 @@ class Replay:
         if not self.again:
             self._run_again()
         _, node.saved, node.kept, node.origins = self.again[node.place]
-        self.again[node.place] = ("", None, None, ())
+        self.again[node.place] = ("", None, None, [])
 
     def _run_again(self) -> None:
         now = backend.random.state()

@@ -13,7 +13,7 @@ import numpy as np
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_array, as_float, as_tensor
+from tinygrad_llm.ops.convert import as_array, as_float, as_tensor, narrowed
 from tinygrad_llm.ops.dropout import dropout, keep_mask
 from tinygrad_llm.ops.elementwise import masked_fill
 from tinygrad_llm.ops.linalg import matmul
@@ -48,7 +48,7 @@ class Attention(Function):
         self.mask = keep_mask(probabilities.shape, p, *draw, namespace(q)) if p else None
         self.save(q, k, v, bias)
         self.keep(probabilities)
-        return self._dropped(probabilities) @ v
+        return narrowed(self._dropped(probabilities) @ v, v)
 
     def _probabilities(self, q: Any, k: Any, bias: Any) -> Any:
         """P (…, T, S). Of Tensors it is recorded, for the second order."""
@@ -124,12 +124,12 @@ def scaled_dot_product_attention(
         k, v = k.unsqueeze(-3), v.unsqueeze(-3)
         bias = None if bias is None else _group(bias, group)
         hidden = None if hidden is None else _group(Tensor(hidden), group).data
-    scale = 1.0 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
+    scale = 1.0 / math.sqrt(q.shape[-1] or 1) if scale is None else float(scale)
     count = math.prod(q.shape[:-1]) * s
     draw = backend.random.reserve(count) if dropout_p else (0, 0)
     inputs = (q, k, v) if bias is None else (q, k, v, bias)
-    y = Attention.apply(*inputs, hidden=hidden, scale=scale, p=dropout_p, draw=draw)
-    return y if group == 1 else y.reshape((*y.shape[:-4], -1, t, v.shape[-1]))
+    y = Attention.apply(*inputs, hidden=hidden, scale=scale, p=float(dropout_p), draw=draw)
+    return y if group <= 1 else y.flatten(-4, -3)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> None:

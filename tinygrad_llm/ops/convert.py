@@ -21,22 +21,34 @@ def as_tensor(x: Any, like: Tensor | None = None) -> Tensor:
     """x itself when it is a Tensor; otherwise a constant, scalars in the dtype of `like`."""
     if isinstance(x, Tensor):
         return x
-    if like is None or not isinstance(x, bool | int | float | np.generic):
+    if like is None or not is_scalar(x):
         return Tensor(x)
     dtype = like.data.dtype
-    if isinstance(x, float | np.floating):
-        if not is_float(dtype):
+    if not is_float(dtype):
+        if not isinstance(x, _WHOLE):
             dtype = backend.default_dtype()
-    elif isinstance(x, complex):
-        raise TypeError("complex numbers are not supported")
-    elif dtype == backend.bool_ and not isinstance(x, bool | np.bool_):
-        dtype = backend.int64
+        elif dtype == backend.bool_ and not isinstance(x, _TRUTH):
+            dtype = backend.int64
     return Tensor(namespace(like.data).asarray(x, dtype=dtype))
+
+
+def is_scalar(x: Any) -> bool:
+    """True for the real numbers and booleans of Python and NumPy, which are weak."""
+    if isinstance(x, np.generic):
+        return x.dtype.kind in "biu" or is_float(x.dtype)
+    return isinstance(x, _NUMBER)
+
+
+_TRUTH = (bool, np.bool_)
+_WHOLE = (int, np.integer, np.bool_)
+_NUMBER = (int, float)
 
 
 def pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
     """Two operands as Tensors of one dtype, the one that `backend.promote` says."""
     if not isinstance(a, Tensor):
+        if is_scalar(a) and not isinstance(b, Tensor):
+            b = as_tensor(b)
         a = as_tensor(a, b if isinstance(b, Tensor) else None)
     if not isinstance(b, Tensor):
         b = as_tensor(b, a)
@@ -63,6 +75,19 @@ def as_float(x: Any) -> Tensor:
     if x.node is not None or is_float(x.data.dtype):
         return x
     return Tensor(x.data.astype(backend.default_dtype()))
+
+
+def widened(x: Any) -> Any:
+    """x in float32 when it is of half precision: for formulas whose steps half cannot hold.
+
+    Squares overflow float16 above 256, and bfloat16 counts no further than 256.
+    """
+    return x.astype(np.float32) if x.dtype.itemsize == 2 else x
+
+
+def narrowed(y: Any, x: Any) -> Any:
+    """y in the dtype of x, from which it was computed in a wider one."""
+    return y if y.dtype == x.dtype else y.astype(x.dtype)
 
 
 def as_array(x: Any, like: Array) -> Array:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tinygrad_llm import backend
 from tinygrad_llm.ops.convert import as_tensor
-from tinygrad_llm.tensor import Tensor
+from tinygrad_llm.tensor import Tensor, flat_shape
 
 Shape = int | Sequence[int]
 
@@ -54,7 +56,7 @@ def arange(
     if stop is None:
         start, stop = 0, start
     if dtype is None:
-        whole = all(isinstance(n, int) for n in (start, stop, step))
+        whole = all(isinstance(n, int | np.integer) for n in (start, stop, step))
         dtype = backend.int64 if whole else backend.default_dtype()
     xp = backend.device_namespace(device)
     return Tensor(xp.arange(start, stop, step, dtype=backend.as_dtype(dtype)), device=device)
@@ -67,18 +69,18 @@ def eye(n: int, m: int | None = None, dtype: Any = None, device: str = "cpu") ->
 
 
 def randn(
-    *shape: int, dtype: Any = None, requires_grad: bool = False, device: str = "cpu"
+    *shape: Shape, dtype: Any = None, requires_grad: bool = False, device: str = "cpu"
 ) -> Tensor:
-    """y ~ N(0, 1), from the default random stream (`manual_seed`)"""
-    array = backend.random.normal(shape, dtype, backend.device_namespace(device))
+    """y ~ N(0, 1), from the default random stream (`manual_seed`): `randn(2, 3)`"""
+    array = backend.random.normal(flat_shape(shape), dtype, backend.device_namespace(device))
     return Tensor(array, requires_grad=requires_grad, device=device)
 
 
 def rand(
-    *shape: int, dtype: Any = None, requires_grad: bool = False, device: str = "cpu"
+    *shape: Shape, dtype: Any = None, requires_grad: bool = False, device: str = "cpu"
 ) -> Tensor:
-    """y ~ uniform on [0, 1), from the default random stream (`manual_seed`)"""
-    array = backend.random.uniform(shape, dtype, backend.device_namespace(device))
+    """y ~ uniform on [0, 1), from the default random stream (`manual_seed`): `rand(2, 3)`"""
+    array = backend.random.uniform(flat_shape(shape), dtype, backend.device_namespace(device))
     return Tensor(array, requires_grad=requires_grad, device=device)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_float
+from tinygrad_llm.ops.convert import as_float, narrowed
 from tinygrad_llm.tensor import Tensor
 
 
@@ -20,7 +20,7 @@ class Dropout(Function):
         keep = keep_mask(x.shape, p, seed, offset, namespace(x))
         self.scale = 1.0 / (1.0 - p)
         self.save(keep)
-        return x * keep * self.scale
+        return narrowed(x * keep * self.scale, x)
 
     def backward(self, g: Any, keep: Array) -> Any:
         return g * keep * self.scale
@@ -33,7 +33,7 @@ def keep_mask(shape: tuple[int, ...], p: float, seed: int, offset: int, xp: Any)
     """
     count = int(np.prod(shape, dtype=np.int64))
     words = backend.philox(seed, offset, count, xp)
-    return (words >= np.uint32(round(p * 2**32))).reshape(shape)
+    return (words >= np.uint32(min(round(p * 2**32), 2**32 - 1))).reshape(shape)
 
 
 def dropout(
@@ -50,4 +50,4 @@ def dropout(
     if not training or p == 0.0:
         return x
     seed, offset = (stream or backend.random).reserve(x.size)
-    return Dropout.apply(x, p=p, seed=seed, offset=offset)
+    return Dropout.apply(x, p=float(p), seed=seed, offset=offset)

@@ -14,7 +14,15 @@ import numpy as np
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_array, as_float, as_tensor, float_pair, pair
+from tinygrad_llm.ops.convert import (
+    as_array,
+    as_float,
+    as_tensor,
+    float_pair,
+    narrowed,
+    pair,
+    widened,
+)
 from tinygrad_llm.ops.shape import copy, sum_to
 from tinygrad_llm.tensor import Tensor
 
@@ -116,7 +124,7 @@ class PowerScalar(Function):
     def forward(self, x: Array, n: float) -> Array:
         self.n = n
         self.save(x)
-        return _power(x, n)
+        return narrowed(_power(x, n), x)
 
     def backward(self, g: Any, x: Any) -> Any:
         return g * self.n * _power(x, self.n - 1) if self.n else g * 0.0
@@ -133,17 +141,23 @@ def _power(x: Any, n: float) -> Any:
 
 def add(a: Any, b: Any) -> Tensor:
     """y = a + b"""
-    return Add.apply(*_pair(a, b))
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.data.dtype is b.data.dtype):
+        a, b = pair(a, b)
+    return Add.apply(a, b)
 
 
 def subtract(a: Any, b: Any) -> Tensor:
     """y = a − b"""
-    return Subtract.apply(*_pair(a, b))
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.data.dtype is b.data.dtype):
+        a, b = pair(a, b)
+    return Subtract.apply(a, b)
 
 
 def multiply(a: Any, b: Any) -> Tensor:
     """y = a ⊙ b, element by element"""
-    return Multiply.apply(*_pair(a, b))
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.data.dtype is b.data.dtype):
+        a, b = pair(a, b)
+    return Multiply.apply(a, b)
 
 
 def divide(a: Any, b: Any) -> Tensor:
@@ -158,19 +172,14 @@ def negative(x: Any) -> Tensor:
 
 def power(a: Any, b: Any) -> Tensor:
     """y = aᵇ, element by element."""
+    if isinstance(b, np.integer | np.floating):
+        b = b.item()  # weak, as every scalar
     if isinstance(b, int | float) and isinstance(a, Tensor):
         a = as_float(a) if isinstance(b, float) or b < 0 else a
         if b == 1:
             return copy(a)
         return PowerScalar.apply(a, n=b)
     return Power.apply(*pair(a, b))
-
-
-def _pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
-    # The common case, two Tensors of one dtype, without a further call.
-    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.data.dtype is b.data.dtype:
-        return a, b
-    return pair(a, b)
 
 
 # --- comparisons and logic (no gradient) ----------------------------------------------------------
@@ -308,7 +317,8 @@ class Rsqrt(Function):
     """y = 1 / √x        dx = −½ g y³"""
 
     def forward(self, x: Array) -> Array:
-        y = 1.0 / namespace(x).sqrt(x)
+        xp = namespace(x)
+        y = xp.reciprocal(xp.sqrt(x))
         self.save(y)
         return y
 
@@ -329,10 +339,10 @@ class Tanh(Function):
 
 
 class Sigmoid(Function):
-    """y = σ(x) = 1 / (1 + e⁻ˣ) = ½ (1 + tanh ½x)        dx = g ⊙ y (1 − y)"""
+    """y = σ(x) = 1 / (1 + e⁻ˣ)        dx = g ⊙ y (1 − y)"""
 
     def forward(self, x: Array) -> Array:
-        y = sigmoid_of(x)
+        y = narrowed(sigmoid_of(x), x)
         self.save(y)
         return y
 
@@ -341,8 +351,11 @@ class Sigmoid(Function):
 
 
 def sigmoid_of(x: Any) -> Any:
-    """σ(x) of arrays and Tensors, by tanh: no overflow at either end."""
-    return 0.5 * (1.0 + namespace(x).tanh(0.5 * x))
+    """σ(x) of arrays and Tensors; of half precision in float32."""
+    if isinstance(x, Tensor):
+        return sigmoid(x)
+    with np.errstate(over="ignore"):  # e⁻ˣ = ∞ gives 0, which is right
+        return 1.0 / (1.0 + namespace(x).exp(-widened(x)))
 
 
 class Sin(Function):
@@ -424,7 +437,7 @@ def cos(x: Any) -> Tensor:
 
 
 def erf(x: Any) -> Tensor:
-    """y = erf x, the error function: within 2 ulp in float64, 4 in float32"""
+    """y = erf x, the error function: within 4 ulp in float64, 8 in float32"""
     return Erf.apply(as_float(x))
 
 
@@ -468,7 +481,7 @@ class Clip(Function):
         if high is not None:
             inside &= x <= high
         self.save(inside)
-        return namespace(x).clip(x, low, high)
+        return narrowed(namespace(x).clip(x, low, high), x)
 
     def backward(self, g: Any, inside: Array) -> Any:
         return namespace(g).where(inside, g, 0.0)
@@ -523,7 +536,9 @@ def clip(x: Any, min: float | None = None, max: float | None = None) -> Tensor:
     """y = x held between `min` and `max`, numbers or None."""
     if min is not None and max is not None and min > max:
         raise ValueError(f"clip() needs min ≤ max, got min={min}, max={max}")
-    return Clip.apply(as_tensor(x), low=min, high=max)
+    low, high = [b.item() if isinstance(b, np.generic) else b for b in (min, max)]  # weak
+    fractions = isinstance(low, float) or isinstance(high, float)
+    return Clip.apply(as_float(x) if fractions else as_tensor(x), low=low, high=high)
 
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
@@ -564,9 +579,10 @@ class Gelu(Function):
 
     def forward(self, x: Array) -> Array:
         self.save(x)
-        return x * _normal_cdf(x)
+        return narrowed(x * _normal_cdf(x), x)
 
     def backward(self, g: Any, x: Any) -> Any:
+        x = widened(x)
         density = namespace(x).exp(-0.5 * (x * x)) * (1.0 / math.sqrt(2.0 * math.pi))
         return g * (_normal_cdf(x) + x * density)
 
@@ -587,9 +603,10 @@ class GeluTanh(Function):
 
     def forward(self, x: Array) -> Array:
         self.save(x)
-        return x * _gelu_gate(x)
+        return narrowed(x * _gelu_gate(widened(x)), x)
 
     def backward(self, g: Any, x: Any) -> Any:
+        x = widened(x)
         s = _gelu_gate(x)
         slope = _C0 + (3.0 * _C0 * _C1) * (x * x)
         return g * (s + 2.0 * x * slope * (s - s * s))
@@ -604,7 +621,7 @@ class Silu(Function):
 
     def forward(self, x: Array) -> Array:
         self.save(x)
-        return x * sigmoid_of(x)
+        return narrowed(x * sigmoid_of(x), x)
 
     def backward(self, g: Any, x: Any) -> Any:
         s = sigmoid_of(x)
@@ -661,8 +678,9 @@ def erf_of(x: Array) -> Array:
 def _erf32(x: Array) -> Array:
     # x P(x²) / Q(x²) on [−4, 4], beyond which erf is ±1 in float32: the minimax fit that Eigen and
     # XLA use.
-    x = namespace(x).clip(x, -4.0, 4.0)
-    return x * _horner(x * x, _ERF32_P) / _horner(x * x, _ERF32_Q)
+    xp = namespace(x)
+    x = xp.clip(x, -4.0, 4.0)
+    return xp.clip(x * _horner(x * x, _ERF32_P) / _horner(x * x, _ERF32_Q), -1.0, 1.0)
 
 
 def _erf64(x: Array) -> Array:

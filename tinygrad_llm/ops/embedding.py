@@ -14,11 +14,12 @@ class Embedding(Function):
     """y = W[ids]        dW = zeros with dW[idsₖ] += gₖ"""
 
     def forward(self, w: Array, ids: Array, padding_idx: int | None) -> Array:
-        self.shape, self.ids, self.padding_idx = w.shape, ids, padding_idx
+        self.shape, self.padding_idx = w.shape, padding_idx
+        self.save(ids)
         return namespace(w).take(w, ids, axis=0)
 
-    def backward(self, g: Any) -> Any:
-        ids, rows = self.ids.reshape(-1), g.reshape(self.ids.size, self.shape[1])
+    def backward(self, g: Any, ids: Array) -> Any:
+        ids, rows = ids.reshape(-1), g.reshape(ids.size, self.shape[1])
         if self.padding_idx is not None:
             used = (ids != self.padding_idx).nonzero()[0]
             ids, rows = ids[used], rows[used]
@@ -31,13 +32,13 @@ class AddRows(Function):
     """Y = zeros with Y[idsₖ] += xₖ        dxₖ = g[idsₖ]"""
 
     def forward(self, x: Array, ids: Array, shape: tuple[int, ...]) -> Array:
-        self.ids = ids
+        self.save(ids)
         y = namespace(x).zeros(shape, dtype=x.dtype)
         add_rows(y, ids, x)
         return y
 
-    def backward(self, g: Any) -> Any:
-        return g[self.ids]
+    def backward(self, g: Any, ids: Array) -> Any:
+        return g[ids]
 
 
 def add_rows(table: Array, ids: Array, rows: Array) -> None:

@@ -6,6 +6,7 @@ never written twice.
 
 from __future__ import annotations
 
+from types import EllipsisType, NoneType
 from typing import Any
 
 import numpy as np
@@ -59,12 +60,22 @@ class GetItem(Function):
 
     def forward(self, x: Array, index: Any) -> Array:
         self.shape, self.index = x.shape, index
+        self.save(*_arrays_in(index))
         return x[index]
 
-    def backward(self, g: Any) -> Any:
+    def backward(self, g: Any, *_: Array) -> Any:
         if isinstance(g, Tensor):
             return PutAt.apply(g, shape=self.shape, index=self.index)
         return Part(g, self.shape, _add_at(self.index, _names_once(self.index)))
+
+
+def _arrays_in(index: Any) -> list[Array]:
+    """The arrays of an index: saved, so that a backward after they were overwritten raises."""
+    items = index if type(index) is tuple else (index,)
+    return [i for i in items if type(i) not in _NO_ARRAYS and backend.is_array(i)]
+
+
+_NO_ARRAYS = frozenset({int, bool, slice, EllipsisType, NoneType})
 
 
 def _names_once(index: Any) -> bool:
@@ -77,11 +88,12 @@ class PutAt(Function):
 
     def forward(self, x: Array, shape: tuple[int, ...], index: Any) -> Array:
         self.index = index
+        self.save(*_arrays_in(index))
         y = namespace(x).zeros(shape, dtype=x.dtype)
         _add_at(index, _names_once(index))(y, x)
         return y
 
-    def backward(self, g: Any) -> Any:
+    def backward(self, g: Any, *_: Array) -> Any:
         return g[self.index]
 
 
@@ -100,16 +112,17 @@ class SetItem(Function):
             place = namespace(x).zeros(x.shape, dtype=np.int64)
             running = namespace(x).arange(place[index].size).reshape(place[index].shape)
             place[index] = running
-            self.save(place[index] == running)
+            self.save(place[index] == running, *_arrays_in(index))
         else:
-            self.save(None)
+            self.save(None, *_arrays_in(index))
         return y
 
-    def backward(self, g: Any, stayed: Array | None) -> Any:
+    def backward(self, g: Any, stayed: Array | None, *_: Array) -> Any:
         dv = g[self.index]
         if stayed is not None:
             dv = dv * stayed
-        return self._without(g), sum_to(dv, self.v_shape)
+        leading = len(self.v_shape) - dv.ndim  # axes of size 1, which NumPy drops
+        return self._without(g), sum_to(dv.reshape((1,) * leading + dv.shape), self.v_shape)
 
     def _without(self, g: Any) -> Any:
         array = g.data if isinstance(g, Tensor) else g
@@ -157,7 +170,7 @@ def scatter_add(x: Any, axis: int, index: Any, source: Any) -> Tensor:
     source = astype(as_tensor(source, x), x.dtype)
     places = _along_axis(x, index, axis, "scatter_add", broadcast=False)
     shape = as_array(index, x.data).shape
-    if any(n < m for n, m in zip(source.shape, shape, strict=True)):
+    if source.ndim != x.ndim or any(n < m for n, m in zip(source.shape, shape, strict=True)):
         raise ValueError(f"scatter_add() needs a source of at least {shape}, got {source.shape}")
     used = source[tuple([slice(n) for n in shape])]
     return x + PutAt.apply(used, shape=x.shape, index=places)
@@ -172,7 +185,9 @@ def index_select(x: Any, axis: int, index: Any) -> Tensor:
             f"index_select() takes a 1-D index and an axis of x, got an index of shape "
             f"{places.shape} and axis {axis} for shape {x.shape}"
         )
-    return getitem(x, (*(slice(None),) * (axis % x.ndim), places))
+    if places.dtype.kind not in "iu" and places.size:
+        raise TypeError(f"index_select() needs an index of integers, got {places.dtype}")
+    return getitem(x, (*(slice(None),) * (axis % x.ndim), places.astype(np.int64, copy=False)))
 
 
 def _along_axis(x: Tensor, index: Any, axis: int, name: str, broadcast: bool) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_tensor, float_pair, pair
+from tinygrad_llm.ops.convert import as_tensor, float_pair, narrowed, pair
 from tinygrad_llm.ops.shape import sum_to
 from tinygrad_llm.tensor import Tensor
 
@@ -21,7 +21,7 @@ class MatMul(Function):
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         self.save(a if self.needs(1) else None, b if self.needs(0) else None)
-        return a @ b
+        return narrowed(a @ b, a)
 
     def backward(self, g: Any, a: Any, b: Any) -> Any:
         da = None if b is None else sum_to(g @ b.swapaxes(-1, -2), self.shapes[0])
@@ -31,7 +31,8 @@ class MatMul(Function):
         """dB = Aᵀ g. One matrix B against a batch of A: one large product, not a sum of many."""
         shape = self.shapes[1]
         if len(shape) == 2 and g.ndim > 2:
-            return a.reshape(-1, shape[0]).swapaxes(0, 1) @ g.reshape(-1, shape[1])
+            n = math.prod(g.shape[:-1])
+            return a.reshape(n, shape[0]).swapaxes(0, 1) @ g.reshape(n, shape[1])
         return sum_to(a.swapaxes(-1, -2) @ g, shape)
 
 
@@ -41,16 +42,16 @@ class Linear(Function):
     def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         self.shape, self.has_bias = x.shape, b is not None
         self.save(x if self.needs(1) else None, w if self.needs(0) else None)
-        rows = x.reshape(-1, x.shape[-1])
-        y = rows @ w.T
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        y = narrowed(rows @ w.T, x)
         if b is not None:
             y += b
         return y.reshape(*x.shape[:-1], w.shape[0])
 
     def backward(self, g: Any, x: Any, w: Any) -> Any:
-        rows = g.reshape(-1, g.shape[-1])
+        rows = g.reshape(math.prod(g.shape[:-1]), g.shape[-1])
         dx = None if w is None else (rows @ w).reshape(self.shape)
-        dw = None if x is None else rows.T @ x.reshape(-1, self.shape[-1])
+        dw = None if x is None else rows.T @ x.reshape(rows.shape[0], self.shape[-1])
         if not self.has_bias:
             return dx, dw
         return dx, dw, column_sum(rows) if self.needs(2) else None
@@ -69,13 +70,14 @@ def matmul(a: Any, b: Any) -> Tensor:
     (m, k) @ (k, n) -> (m, n);  (…, m, k) @ (…, k, n);  (k,) @ (k,) -> a scalar.
     """
     a, b = pair(a, b)
-    if a.ndim == 0 or b.ndim == 0:
+    left, right = a.data.shape, b.data.shape
+    if not left or not right:
         raise ValueError("matmul() needs at least one dimension each; use * for scalars")
-    row, column = a.ndim == 1, b.ndim == 1
-    if a.shape[-1] != b.shape[0 if column else -2]:
+    row, column = len(left) == 1, len(right) == 1
+    if left[-1] != right[0 if column else -2]:
         raise ValueError(
-            f"matmul(): the last axis of {a.shape} and the {'only' if column else 'second last'} "
-            f"axis of {b.shape} must be equal"
+            f"matmul(): the last axis of {left} and the {'only' if column else 'second last'} "
+            f"axis of {right} must be equal"
         )
     if row:
         a = a.reshape(1, -1)
@@ -139,7 +141,7 @@ def _parse(subscripts: str, tensors: list[Tensor]) -> tuple[list[str], str]:
     text = subscripts.replace(" ", "")
     inputs, arrow, out = text.partition("->")
     terms = inputs.split(",")
-    letters = set(text) - set(",->.")
+    letters = set(inputs + out) - set(",.")
     if not all(letter.isalpha() and letter.isascii() for letter in letters):
         raise ValueError(f"einsum({subscripts!r}): subscripts are letters, ',', '->' and '...'")
     if len(terms) != len(tensors):
@@ -147,7 +149,7 @@ def _parse(subscripts: str, tensors: list[Tensor]) -> tuple[list[str], str]:
     unused = [c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in letters]
     batch = ""
     for i, (term, x) in enumerate(zip(terms, tensors, strict=True)):
-        named = term.replace("...", "")
+        named = term.replace("...", "", 1)
         extra = x.ndim - len(named)
         if extra < 0 or (extra and "..." not in term) or "." in named:
             raise ValueError(f"einsum({subscripts!r}): {term!r} does not fit shape {x.shape}")

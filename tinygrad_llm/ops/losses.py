@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinygrad_llm.ops.convert import as_float, as_tensor
-from tinygrad_llm.ops.elementwise import exp, log, maximum, where
+from tinygrad_llm.ops.elementwise import exp, log, where
 from tinygrad_llm.ops.softmax import reduce_loss
 from tinygrad_llm.tensor import Tensor
 
@@ -46,8 +46,7 @@ def kl_div(
     if log_target:
         losses = exp(t) * (t - log_q)
     else:
-        tiny = 1e-38  # ln of it is finite and p times that is 0 for p = 0
-        losses = t * (log(maximum(t, tiny)) - log_q)
+        losses = t * (log(where(t == 0, 1.0, t)) - log_q)
     if reduction == "batchmean":
         return losses.sum() * (1.0 / max(losses.shape[0] if losses.ndim else 1, 1))
     return reduce_loss(losses, reduction)

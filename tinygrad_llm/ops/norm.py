@@ -6,8 +6,9 @@ from typing import Any
 
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_float, as_tensor
+from tinygrad_llm.ops.convert import as_float, as_tensor, narrowed, widened
 from tinygrad_llm.ops.linalg import column_sum
+from tinygrad_llm.ops.shape import copy
 from tinygrad_llm.tensor import Tensor
 
 
@@ -27,7 +28,7 @@ class LayerNorm(Function):
         self.save(x, w)
         self.keep((xhat, rstd))
         y = xhat if w is None else xhat * w
-        return y if b is None else y + b
+        return narrowed(y if b is None else y + b, x)
 
     def backward(self, g: Any, x: Any, w: Any = None) -> Any:
         xhat, rstd = self.kept or _standardise(x, self.eps)
@@ -45,6 +46,7 @@ class LayerNorm(Function):
 
 def _standardise(x: Any, eps: float) -> Any:
     """x̂ and 1/σ of rows; of Tensors it is recorded, for the second order."""
+    x = widened(x)
     xhat = x - x.mean(axis=1, keepdims=True)
     variance = (xhat * xhat).mean(axis=1, keepdims=True)
     rstd = 1.0 / namespace(x).sqrt(variance + eps)
@@ -62,7 +64,7 @@ class RMSNorm(Function):
         xhat, inverse = _scale_by_rms(x, eps)
         self.save(x, w)
         self.keep((xhat, inverse))
-        return xhat if w is None else xhat * w
+        return narrowed(xhat if w is None else xhat * w, x)
 
     def backward(self, g: Any, x: Any, w: Any = None) -> Any:
         xhat, inverse = self.kept or _scale_by_rms(x, self.eps)
@@ -72,6 +74,7 @@ class RMSNorm(Function):
 
 
 def _scale_by_rms(x: Any, eps: float) -> Any:
+    x = widened(x)
     inverse = 1.0 / namespace(x).sqrt((x * x).mean(axis=1, keepdims=True) + eps)
     return x * inverse, inverse
 
@@ -89,11 +92,18 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
     parameters = _parameters(x, weight, bias)
     shape = parameters[0].shape if parameters else x.shape[-1:]
     width = _width(x, shape, "layer_norm")
-    rows = x.reshape((x.size // width if width else 0, width))
+    if parameters and parameters[-1].shape != shape:
+        raise ValueError(
+            f"layer_norm() needs one shape of weight and bias, got {shape} and "
+            f"{parameters[-1].shape}"
+        )
+    if width == 0:
+        return copy(x)
+    rows = x.reshape((x.size // width, width))
     flat = [p.reshape((width,)) for p in parameters]
     if weight is None and bias is not None:
-        return LayerNorm.apply(rows, eps=eps).reshape(x.shape) + parameters[0]
-    return LayerNorm.apply(rows, *flat, eps=eps).reshape(x.shape)
+        return LayerNorm.apply(rows, eps=float(eps)).reshape(x.shape) + parameters[0]
+    return LayerNorm.apply(rows, *flat, eps=float(eps)).reshape(x.shape)
 
 
 def rms_norm(x: Any, weight: Any = None, eps: float = 1e-6) -> Tensor:
@@ -105,9 +115,11 @@ def rms_norm(x: Any, weight: Any = None, eps: float = 1e-6) -> Tensor:
     parameters = _parameters(x, weight)
     shape = parameters[0].shape if parameters else x.shape[-1:]
     width = _width(x, shape, "rms_norm")
-    rows = x.reshape((x.size // width if width else 0, width))
+    if width == 0:
+        return copy(x)
+    rows = x.reshape((x.size // width, width))
     flat = [p.reshape((width,)) for p in parameters]
-    return RMSNorm.apply(rows, *flat, eps=eps).reshape(x.shape)
+    return RMSNorm.apply(rows, *flat, eps=float(eps)).reshape(x.shape)
 
 
 def _parameters(x: Tensor, *values: Any) -> list[Tensor]:
@@ -117,7 +129,7 @@ def _parameters(x: Tensor, *values: Any) -> list[Tensor]:
 def _width(x: Tensor, shape: tuple[int, ...], name: str) -> int:
     """How many elements are normalised together."""
     if x.ndim == 0 or not shape or x.shape[-len(shape) :] != shape:
-        raise ValueError(f"{name}() over {shape} needs x of shape (…, {shape}), got {x.shape}")
+        raise ValueError(f"{name}() needs x whose last axes are {shape}, got {x.shape}")
     width = 1
     for n in shape:
         width *= n

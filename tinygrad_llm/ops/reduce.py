@@ -13,7 +13,7 @@ import numpy as np
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_float, as_tensor
+from tinygrad_llm.ops.convert import as_float, as_tensor, narrowed, widened
 from tinygrad_llm.tensor import Axis, Tensor
 
 Shape = tuple[int, ...]
@@ -50,7 +50,7 @@ def kept_shape(shape: Shape, axis: Axis) -> Shape:
     """(2, 3, 4) with axis 1 -> (2, 1, 4)"""
     if axis is None:
         return (1,) * len(shape)
-    axes = [a % len(shape) for a in ((axis,) if isinstance(axis, int) else axis)]
+    axes = [a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))]
     return tuple([1 if i in axes else n for i, n in enumerate(shape)])
 
 
@@ -67,9 +67,15 @@ class Sum(Reduction):
 
 def sum_of(x: Array, axis: Axis, keepdims: bool) -> Array:
     """Σ of an array; half precisions are accumulated in float32."""
-    if x.dtype.itemsize == 2 and backend.is_float(x.dtype):
-        return x.sum(axis=axis, keepdims=keepdims, dtype=np.float32).astype(x.dtype)
-    return x.sum(axis=axis, keepdims=keepdims)
+    y = x.sum(axis=axis, keepdims=keepdims, dtype=_accumulator(x.dtype))
+    return narrowed(y, x) if backend.is_float(x.dtype) else y
+
+
+def _accumulator(dtype: np.dtype) -> np.dtype | None:
+    """In what to add up: float32 for half precision, int64 for integers, else the dtype itself."""
+    if not backend.is_float(dtype):
+        return backend.int64
+    return backend.float32 if dtype.itemsize == 2 else None
 
 
 class Mean(Reduction):
@@ -80,7 +86,8 @@ class Mean(Reduction):
         n = self.count
         if n == 0:
             raise ValueError(f"mean() of no elements: shape {x.shape}, axis {axis}")
-        return sum_of(x, axis, keepdims) * x.dtype.type(1.0 / n)
+        total = x.sum(axis=axis, keepdims=keepdims, dtype=_accumulator(x.dtype))
+        return narrowed(total * total.dtype.type(1.0 / n), x)
 
     def backward(self, g: Any) -> Any:
         return self.spread(g * (1.0 / self.count))
@@ -93,9 +100,10 @@ class Var(Reduction):
         self.shape, self.axis = x.shape, axis
         self.dof = self.degrees_of_freedom(ddof)
         self.save(x)
-        return x.var(axis=axis, ddof=ddof, keepdims=keepdims)
+        return narrowed(widened(x).var(axis=axis, ddof=ddof, keepdims=keepdims), x)
 
     def backward(self, g: Any, x: Any) -> Any:
+        x = widened(x)
         centred = x - x.mean(axis=self.axis, keepdims=True)
         return self.keepdims(g) * (2.0 / self.dof) * centred
 
@@ -106,12 +114,12 @@ class Std(Reduction):
     def forward(self, x: Array, axis: Axis, ddof: int, keepdims: bool) -> Array:
         self.shape, self.axis = x.shape, axis
         self.dof = self.degrees_of_freedom(ddof)
-        y = x.std(axis=axis, ddof=ddof, keepdims=keepdims)
+        y = narrowed(widened(x).std(axis=axis, ddof=ddof, keepdims=keepdims), x)
         self.save(x, y)
         return y
 
     def backward(self, g: Any, x: Any, y: Any) -> Any:
-        g, y = self.keepdims(g), self.keepdims(y)
+        g, y, x = self.keepdims(g), self.keepdims(y), widened(x)
         centred = x - x.mean(axis=self.axis, keepdims=True)
         return g * centred / (self.dof * namespace(g).where(y == 0, 1.0, y))
 
@@ -125,7 +133,7 @@ class Amax(Reduction):
             raise ValueError(f"the largest of no elements: shape {x.shape}, axis {axis}")
         y = x.max(axis=axis, keepdims=keepdims) if largest else x.min(axis=axis, keepdims=keepdims)
         if self.needs(0):
-            self.save(x == self.keepdims(np.asarray(y) if y.ndim == 0 else y))
+            self.save(x == self.keepdims(y))
         return y
 
     def backward(self, g: Any, chosen: Array) -> Any:
@@ -139,7 +147,8 @@ class Prod(Reduction):
 
     def forward(self, x: Array, axis: Axis, keepdims: bool) -> Array:
         self.shape, self.axis = x.shape, axis
-        y = x.prod(axis=axis, keepdims=keepdims)
+        dtype = None if backend.is_float(x.dtype) else backend.int64
+        y = x.prod(axis=axis, keepdims=keepdims, dtype=dtype)
         self.save(x, y)
         return y
 
@@ -153,7 +162,7 @@ class Prod(Reduction):
         """Π_{j≠i} xⱼ without dividing, so that zeros are no trouble."""
         xp = namespace(x)
         axes = range(x.ndim) if self.axis is None else self.axis
-        axes = [a % x.ndim for a in ([axes] if isinstance(axes, int) else axes)]
+        axes = [a % x.ndim for a in (axes if isinstance(axes, tuple | range) else (axes,))]
         order = [i for i in range(x.ndim) if i not in axes] + axes
         moved = x.transpose(*order)
         flat = moved.reshape((*moved.shape[: x.ndim - len(axes)], -1))
@@ -181,7 +190,8 @@ class Cumsum(Function):
 
     def forward(self, x: Array, axis: int) -> Array:
         self.axis = axis
-        return x.cumsum(axis=axis)
+        y = x.cumsum(axis=axis, dtype=_accumulator(x.dtype))
+        return narrowed(y, x) if backend.is_float(x.dtype) else y
 
     def backward(self, g: Any) -> Any:
         xp = namespace(g)
@@ -193,7 +203,8 @@ class Norm(Reduction):
 
     def forward(self, x: Array, axis: Axis, keepdims: bool) -> Array:
         self.shape, self.axis = x.shape, axis
-        y = namespace(x).sqrt(sum_of(x * x, axis, keepdims))
+        wide = widened(x)
+        y = narrowed(namespace(x).sqrt(sum_of(wide * wide, axis, keepdims)), x)
         self.save(x, y)
         return y
 
@@ -246,7 +257,7 @@ def argmin(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
 
 def argsort(x: Any, axis: int = -1) -> Tensor:
     """k = the indices that would sort x, stably; int64, no gradient"""
-    x = as_tensor(x)
+    x = _checked(x, axis)
     return Tensor(namespace(x.data).argsort(x.data, axis=axis, kind="stable"))
 
 
@@ -282,7 +293,7 @@ def _checked(x: Any, axis: Axis) -> Tensor:
     """x as a Tensor which has the axes."""
     x = as_tensor(x)
     if axis is not None:
-        axes = (axis,) if isinstance(axis, int) else axis
+        axes = axis if isinstance(axis, tuple) else (axis,)
         for a in axes:
             if not -x.ndim <= a < x.ndim:
                 raise ValueError(f"axis {a} is out of range for a tensor of shape {x.shape}")

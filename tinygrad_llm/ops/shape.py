@@ -44,7 +44,11 @@ class Reshape(Function):
 
 def reshape(x: Any, shape: int | Sequence[int]) -> Tensor:
     """y = x in the given shape; one size may be −1. A view where NumPy can give one."""
-    return Reshape.apply(as_tensor(x), shape=(shape,) if isinstance(shape, int) else tuple(shape))
+    return Reshape.apply(as_tensor(x), shape=_sizes(shape))
+
+
+def _sizes(shape: int | Sequence[int]) -> Shape:
+    return (int(shape),) if isinstance(shape, int | np.integer) else tuple(shape)
 
 
 def flatten(x: Any, start: int = 0, end: int = -1) -> Tensor:
@@ -52,7 +56,9 @@ def flatten(x: Any, start: int = 0, end: int = -1) -> Tensor:
     x = as_tensor(x)
     if x.ndim == 0:
         return reshape(x, (1,))
-    first, last = start % x.ndim, end % x.ndim
+    first, last = _axis(start, x.ndim), _axis(end, x.ndim)
+    if first > last:
+        raise ValueError(f"flatten() needs start ≤ end, got start={start}, end={end} of {x.shape}")
     merged = math.prod(x.shape[first : last + 1])
     return reshape(x, (*x.shape[:first], merged, *x.shape[last + 1 :]))
 
@@ -128,9 +134,9 @@ class BroadcastTo(Function):
         return sum_to(g, self.shape)
 
 
-def broadcast_to(x: Any, shape: Sequence[int]) -> Tensor:
+def broadcast_to(x: Any, shape: int | Sequence[int]) -> Tensor:
     """y = x read as if it had `shape`, by NumPy's rules; no memory is copied."""
-    return BroadcastTo.apply(as_tensor(x), shape=tuple(shape))
+    return BroadcastTo.apply(as_tensor(x), shape=_sizes(shape))
 
 
 def expand(x: Any, shape: Sequence[int]) -> Tensor:
@@ -263,6 +269,8 @@ def pad(x: Any, pad_width: Any, value: float = 0.0) -> Tensor:
     widths = np.broadcast_to(np.asarray(pad_width, dtype=np.int64), (x.ndim, 2)).tolist()
     if any(w < 0 for both in widths for w in both):
         raise ValueError(f"pad() takes widths ≥ 0, got {pad_width}; slice to make x smaller")
+    if x.ndim == 0:
+        return copy(x)  # a scalar has no border
     return Pad.apply(x, widths=tuple([(a, b) for a, b in widths]), value=value)
 
 
@@ -294,8 +302,9 @@ class Roll(Function):
         return namespace(g).roll(g, back, self.axis)
 
 
-def roll(x: Any, shift: int | tuple[int, ...], axis: Axis = None) -> Tensor:
+def roll(x: Any, shift: int | Sequence[int], axis: Axis = None) -> Tensor:
     """y = x with elements moved `shift` places; those that fall off come in at the other end."""
+    shift = tuple(shift) if isinstance(shift, list) else shift
     return Roll.apply(as_tensor(x), shift=shift, axis=axis)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, is_float, namespace
-from tinygrad_llm.ops.convert import as_array, as_float, as_tensor
-from tinygrad_llm.ops.reduce import Reduction
+from tinygrad_llm.ops.convert import as_array, as_float, as_tensor, narrowed, widened
+from tinygrad_llm.ops.reduce import Reduction, kept_shape, sum_of
 from tinygrad_llm.tensor import Axis, Tensor
 
 
@@ -41,13 +41,15 @@ def softmax_of(x: Array, axis: int, out: Array | None = None) -> Array:
     xp = namespace(x)
     y = xp.subtract(x, _finite_max(x, axis), out=out)
     xp.exp(y, out=y)
-    total = y.sum(axis=axis, keepdims=True)
+    total = sum_of(y, axis, True)
     y /= xp.where(total == 0, 1, total).astype(y.dtype, copy=False)
     return y
 
 
 def _finite_max(x: Array, axis: Axis) -> Array:
     """max x, but 0 where it is −∞ (nothing to subtract: −∞ − −∞ would be NaN)."""
+    if x.size == 0:
+        return namespace(x).zeros(kept_shape(x.shape, axis), dtype=x.dtype)
     m = x.max(axis=axis, keepdims=True)
     return namespace(x).where(m == -np.inf, x.dtype.type(0), m)
 
@@ -57,10 +59,11 @@ class LogSoftmax(Function):
 
     def forward(self, x: Array, axis: int) -> Array:
         self.axis = axis
-        y = x - _finite_max(x, axis) if x.size else x.copy()
-        xp = namespace(x)
+        xp, wide = namespace(x), widened(x)
+        y = wide - _finite_max(wide, axis)
         total = xp.exp(y).sum(axis=axis, keepdims=True)
-        y -= xp.log(xp.where(total == 0, x.dtype.type(1), total))
+        y -= xp.log(xp.where(total == 0, y.dtype.type(1), total))
+        y = narrowed(y, x)
         self.save(y)
         return y
 
@@ -73,7 +76,7 @@ class LogSumExp(Reduction):
 
     def forward(self, x: Array, axis: Axis, keepdims: bool) -> Array:
         self.shape, self.axis = x.shape, axis
-        y = _logsumexp(x, axis)
+        y = narrowed(_logsumexp(widened(x), axis), x)
         if not keepdims:
             y = y.squeeze(axis) if axis is not None else y.reshape(())
         self.save(x, y)
@@ -127,21 +130,22 @@ class CrossEntropy(Function):
         class_weight: Array | None,
         smoothing: float,
     ) -> Array:
-        xp = namespace(x)
+        xp, wide = namespace(x), widened(x)
         self.target, self.counted = target, counted
         self.class_weight, self.smoothing = class_weight, smoothing
         self.rows = xp.arange(x.shape[0])
-        m = _finite_max(x, 1)
-        shifted = x - m
-        log_total = xp.log(xp.exp(shifted).sum(axis=1))
+        m = _finite_max(wide, 1)
+        shifted = wide - m
+        total = xp.exp(shifted).sum(axis=1)
+        log_total = xp.log(total)
         self.save(x)
-        self.keep((m[:, 0] + log_total)[:, None])
-        y = (log_total - shifted[self.rows, target]) * self._target_weight(x)
+        self.keep((m, total))
+        y = (log_total - shifted[self.rows, target]) * self._target_weight(wide)
         if smoothing:
             y *= 1.0 - smoothing
-            spread = (shifted - log_total[:, None]) * self._spread_weight(x)
+            spread = (shifted - log_total[:, None]) * self._spread_weight(wide)
             y -= spread.sum(axis=1)
-        return xp.where(counted, y, x.dtype.type(0))
+        return narrowed(xp.where(counted, y, y.dtype.type(0)), x)
 
     def backward(self, g: Any, x: Any) -> Any:
         xp = namespace(g)
@@ -150,15 +154,16 @@ class CrossEntropy(Function):
             p = softmax(x, axis=1)
             q = self._soft_target(x.data)
             return g.reshape(-1, 1) * (p * q.sum(axis=1, keepdims=True) - q)
-        p = xp.exp(x - self.kept)
+        x, (m, total) = widened(x), self.kept
+        p = xp.exp(x - m)  # not e^(x − (m + ln total)): that sum rounds away digits
         if self.smoothing:
             q = self._soft_target(x)
-            p *= q.sum(axis=1, keepdims=True)
+            p *= (q.sum(axis=1) / total)[:, None]
             p -= q
             p *= g[:, None]
         else:
             g = g * self._target_weight(x)
-            p *= g[:, None]
+            p *= (g / total)[:, None]
             p[self.rows, self.target] -= g
         return p
 
@@ -253,6 +258,7 @@ def _check_classes(labels: Array, classes: int) -> None:
 def _soft_cross_entropy(
     logits: Tensor, target: Tensor, weight: Array | None, reduction: str, smoothing: float
 ) -> Tensor:
+    target = target.astype(logits.dtype)
     if target.shape != logits.shape:
         raise ValueError(
             f"cross_entropy() with a distribution as target needs equal shapes, got logits "
@@ -265,7 +271,7 @@ def _soft_cross_entropy(
     losses = -(target * log_softmax(logits)).sum(axis=-1)
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else losses.mean()
+    return losses.sum() if reduction == "sum" else losses.sum() * (1.0 / max(losses.size, 1))
 
 
 # --- binary cross-entropy -------------------------------------------------------------------------
@@ -279,14 +285,15 @@ class BinaryCrossEntropy(Function):
     """
 
     def forward(self, p: Array, z: Array) -> Array:
-        xp = namespace(p)
+        xp, wide = namespace(p), widened(p)
         self.save(p, z)
         with np.errstate(divide="ignore"):
-            log_p, log_q = xp.log(p), xp.log1p(-p)
-        return -(z * xp.maximum(log_p, -100.0) + (1.0 - z) * xp.maximum(log_q, -100.0))
+            log_p, log_q = xp.log(wide), xp.log1p(-wide)
+        y = -(z * xp.maximum(log_p, -100.0) + (1.0 - z) * xp.maximum(log_q, -100.0))
+        return narrowed(y, p)
 
     def backward(self, g: Any, p: Any, z: Any) -> Any:
-        xp = namespace(g)
+        xp, p = namespace(g), widened(p)
         dp = g * (p - z) / xp.maximum(p * (1.0 - p), 1e-12)
         if not self.needs(1):
             return dp, None
@@ -321,7 +328,7 @@ def binary_cross_entropy_with_logits(
     from tinygrad_llm.ops.elementwise import softplus
 
     x, z = _same_shape(logits, target, "binary_cross_entropy_with_logits")
-    positive = 1.0 if pos_weight is None else 1.0 + (as_tensor(pos_weight, x) - 1.0) * z
+    positive = 1.0 if pos_weight is None else 1.0 + (_factor(pos_weight, x, "pos_weight") - 1.0) * z
     return reduce_loss((1.0 - z) * x + positive * softplus(-x), reduction, weight)
 
 
@@ -336,7 +343,7 @@ def _same_shape(x: Any, target: Any, name: str) -> tuple[Tensor, Tensor]:
 def reduce_loss(losses: Tensor, reduction: str, weight: Any = None) -> Tensor:
     """The mean, the sum or all of the elementwise losses, weighted."""
     if weight is not None:
-        losses = losses * weight
+        losses = losses * _factor(weight, losses, "weight")
     if reduction == "none":
         return losses
     if reduction == "sum":
@@ -344,3 +351,12 @@ def reduce_loss(losses: Tensor, reduction: str, weight: Any = None) -> Tensor:
     if reduction == "mean":
         return losses.mean()
     raise ValueError(f"reduction is 'mean', 'sum' or 'none', got {reduction!r}")
+
+
+def _factor(weight: Any, losses: Tensor, name: str) -> Tensor:
+    """A weight in the dtype of the losses, checked to broadcast to their shape."""
+    weight = as_tensor(weight, losses).astype(losses.dtype)
+    fits = [n in (1, m) for n, m in zip(weight.shape[::-1], losses.shape[::-1], strict=False)]
+    if weight.ndim > losses.ndim or not all(fits):
+        raise ValueError(f"{name} {weight.shape} does not broadcast to the losses {losses.shape}")
+    return weight

@@ -1,0 +1,5 @@
+"""Training: `config` (what), `run` (the folder), `trainer` (the loop), `checkpoint`, `log`, `plot`.
+
+`pretrain` puts them together with a text, a tokenizer and a model. Imported by name, so that the
+command line loads only what a command needs.
+"""

@@ -1,0 +1,149 @@
+"""The run folder."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tinygrad_llm.train.run import Run, _unused, find_checkpoint
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run.new(tmp_path / "run")
+    run.begin("# a configuration\n")
+    return run
+
+
+def write_model(folder):
+    (folder / "config.json").write_text("{}")
+
+
+def test_a_new_run_makes_its_folder_only_when_it_begins(tmp_path):
+    run = Run.new(tmp_path / "a" / "b")
+    assert not run.folder.exists()
+    run.begin("x = 1\n")
+    assert run.config_file.read_text() == "x = 1\n"
+    assert Run.open(run.folder).folder == run.folder
+
+
+def test_runs_without_a_name_are_named_by_the_time(tmp_path):
+    now = datetime(2025, 1, 31, 14, 25, 30)
+    first = _unused(tmp_path, now)
+    assert first.name == "20250131-142530"
+    first.mkdir()
+    assert _unused(tmp_path, now).name == "20250131-142530-2"
+
+
+def test_nothing_is_written_over(run, tmp_path):
+    with pytest.raises(FileExistsError, match="holds a run already: go on with --resume"):
+        Run.new(run.folder)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("…")
+    with pytest.raises(FileExistsError, match="holds no run"):
+        Run.new(tmp_path / "other")
+    (tmp_path / "file").write_text("…")
+    with pytest.raises(FileExistsError, match="holds no run"):
+        Run.new(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    Run.new(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        Run.open(tmp_path / "empty")
+
+
+def test_metrics_are_there_at_once_and_can_be_taken_back(run):
+    assert run.metrics() == []
+    for step in range(4):
+        run.append({"step": step, "loss": 1 / (step + 3)})
+    assert [r["loss"] for r in run.metrics()] == [1 / 3, 1 / 4, 1 / 5, 1 / 6]  # to the last bit
+    run.forget_after(1)
+    run.append({"step": 2})
+    run.close()
+    assert [r["step"] for r in run.metrics()] == [0, 1, 2]
+
+
+def test_a_line_cut_short_by_a_kill_is_no_record(run):
+    run.append({"step": 1})
+    run.close()
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert run.metrics() == [{"step": 1}]
+    run.forget_after(5)
+    run.append({"step": 2})
+    run.close()
+    assert [r["step"] for r in run.metrics()] == [1, 2]
+
+
+def test_damaged_metrics_are_refused_in_one_sentence(run):
+    run.metrics_file.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged"):
+        run.metrics()
+
+
+def test_checkpoints_latest_and_best(run):
+    assert run.checkpoint() is None
+    assert run.checkpoint("best") is None
+    one = run.save_checkpoint(100, write_model)
+    run.mark_best(one)
+    two = run.save_checkpoint(1_000_000, write_model)
+    assert [p.name for p in (one, two)] == ["step-000100", "step-1000000"]
+    assert run.checkpoint() == two
+    assert run.checkpoint("best") == one.resolve()
+    assert (run.checkpoints_folder / "latest").resolve() == two.resolve()
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint(run, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
+    run.append({"step": 1})
+    run.save_checkpoint(1, write_model)
+    run.close()
+    assert run.metrics_file.stat().st_ino in events[: events.index("rename")]
+
+
+def test_a_save_that_fails_leaves_the_last_one(run, monkeypatch):
+    one = run.save_checkpoint(1, write_model)
+
+    def fails(folder):
+        write_model(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run.save_checkpoint(2, fails)
+    assert run.checkpoint() == one
+    assert sorted(os.listdir(run.checkpoints_folder)) == ["latest", "step-000001"]
+
+
+def test_a_kill_between_the_rename_and_the_link_loses_nothing(run, monkeypatch):
+    run.save_checkpoint(1, write_model)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tinygrad_llm.train.files.point", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.save_checkpoint(2, write_model)
+    assert run.checkpoint() == run.step_folder(2)
+
+
+def test_find_checkpoint_knows_runs_checkpoints_and_links(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        find_checkpoint(run.folder)
+    one = run.save_checkpoint(1, write_model)
+    two = run.save_checkpoint(2, write_model)
+    assert find_checkpoint(run.folder) == two
+    run.mark_best(one)
+    assert find_checkpoint(run.folder) == one.resolve()
+    assert find_checkpoint(two) == two
+    latest = run.checkpoints_folder / "latest"
+    assert find_checkpoint(latest).resolve() == two.resolve()
+    latest.unlink()
+    latest.write_text("step-000001\n")  # a file system without symbolic links
+    assert find_checkpoint(latest) == one.resolve()
+    with pytest.raises(FileNotFoundError, match="there is no run or checkpoint"):
+        find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        find_checkpoint(Path(tmp_path))

@@ -1,0 +1,313 @@
+"""The configuration of a run: frozen dataclasses, from a preset, a TOML file and flags.
+
+config = preset < TOML file < flags: each layer names only what it changes. An unknown key is
+refused with the nearest match, a value of the wrong type with the type that was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used, in one sentence for people."""
+
+
+# --- the sections ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text and how it is cut into tokens."""
+
+    source: Annotated[str, tyro.conf.arg(name="data", metavar="NAME|PATH")] = "python-docs"
+    """What to learn from: a built-in corpus (python-docs, python-code) or a text file."""
+    tokenizer: Literal["char", "byte", "bpe"] = "bpe"
+    """char: a token per character; byte: per UTF-8 byte; bpe: pieces learnt from the text."""
+    vocab_size: int = 1024
+    """How many tokens bpe may have (char and byte have as many as they need)."""
+    val_fraction: float = 0.1
+    """The share at the end of the text that is never trained on, to validate with."""
+
+    def __post_init__(self) -> None:
+        _require(self.vocab_size >= 257, "data.vocab_size", "at least 257", self.vocab_size)
+        _require(0 < self.val_fraction < 1, "data.val_fraction", "in (0, 1)", self.val_fraction)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The size of the transformer."""
+
+    n_layer: int = 4
+    """Transformer blocks, one after the other."""
+    n_head: int = 4
+    """Attention heads in a block; divides n_embd."""
+    n_embd: int = 128
+    """Width: numbers that describe one token."""
+    dropout: float = 0.0
+    """Share of activations zeroed while training."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd"):
+            _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
+        if self.n_embd % self.n_head:
+            raise ConfigError(
+                f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} "
+                f"and {self.n_head}"
+            )
+        _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop and the optimiser (AdamW: warm-up, then cosine decay)."""
+
+    steps: int = 1000
+    """Updates of the weights."""
+    batch_size: int = 16
+    """Pieces of text in one update."""
+    context: int = 64
+    """Tokens in a piece: how far back the model can look."""
+    lr: float = 1e-3
+    """Learning rate at its peak."""
+    min_lr: float = 1e-4
+    """Learning rate at the end."""
+    warmup: int = 100
+    """Steps in which the learning rate climbs to its peak."""
+    weight_decay: float = 0.1
+    """Pull of the weight matrices towards zero."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's memory of the gradient and of its square."""
+    grad_clip: float = 1.0
+    """Longest gradient allowed (L2 norm over all parameters); 0: any."""
+    eval_every: int = 100
+    """Steps from one validation to the next."""
+    eval_batches: int = 0
+    """Batches of a validation, from the start of the split; 0: all of it."""
+    checkpoint_every: int = 100
+    """Steps from one checkpoint to the next (each one is validated)."""
+    seed: int = 1
+    """Of the weights, the batches, dropout and the sample: the same seed, the same run."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: the GPU where CuPy sees one."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "context", "eval_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
+        for name in ("lr", "min_lr", "warmup", "weight_decay", "grad_clip", "eval_batches"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"train.{name}", "0 or more", value)
+        _require(self.min_lr <= self.lr, "train.min_lr", f"at most lr = {self.lr}", self.min_lr)
+        _require(all(0 <= b < 1 for b in self.betas), "train.betas", "in [0, 1)", self.betas)
+        _require(0 <= self.seed < 2**63, "train.seed", "from 0 to 2⁶³ − 1", self.seed)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """The text that the model writes when training ends."""
+
+    prompt: str = ""
+    """What it goes on from; empty: it begins a document."""
+    max_new_tokens: int = 200
+    """How many tokens it writes; 0: none."""
+    temperature: float = 0.8
+    """Below 1: safer words; above 1: bolder; 0: always the likeliest."""
+    top_k: int = 0
+    """Choose among the k likeliest tokens; 0: among all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that share this much probability."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "temperature", "top_k"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"sample.{name}", "0 or more", value)
+        _require(0 < self.top_p <= 1, "sample.top_p", "in (0, 1]", self.top_p)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides a pretraining run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def _require(ok: bool, key: str, expected: str, got: object) -> None:
+    if not ok:  # also when a comparison with NaN was false
+        raise ConfigError(f"{key} must be {expected}, got {got}")
+
+
+# --- presets --------------------------------------------------------------------------------------
+
+# What `make demo` runs: minutes on two CPU cores, and the sample reads like the corpus.
+DEMO = {
+    "data": {"source": "python-docs", "tokenizer": "bpe", "vocab_size": 1024},
+    "model": {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
+    "train": {
+        "steps": 1500,
+        "batch_size": 16,
+        "context": 64,
+        "lr": 3e-3,
+        "min_lr": 3e-4,
+        "warmup": 50,
+        "eval_every": 100,
+        "eval_batches": 40,
+        "checkpoint_every": 500,
+    },
+    "sample": {"max_new_tokens": 200, "temperature": 0.8, "top_p": 0.95},
+}
+
+# Seconds: for trying things out and for the tests.
+TINY = {
+    "data": {"tokenizer": "byte"},
+    "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.1},
+    "train": {
+        "steps": 20,
+        "batch_size": 4,
+        "context": 16,
+        "warmup": 5,
+        "eval_every": 10,
+        "eval_batches": 4,
+        "checkpoint_every": 10,
+    },
+    "sample": {"max_new_tokens": 40},
+}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {"demo": DEMO, "tiny": TINY}
+
+
+def preset(name: str) -> PretrainConfig:
+    """The configuration called `name`; ConfigError with the nearest name when there is none."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}")
+    return merge(PretrainConfig(), PRESETS[name], where=f"preset {name}")
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the choice most like `word`, or the list of them."""
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(choices)}"
+
+
+# --- merging, reading, writing --------------------------------------------------------------------
+
+
+def load(path: str | Path, base: PretrainConfig | None = None) -> PretrainConfig:
+    """`base` (or the defaults) with what the TOML file at `path` changes.
+
+    Raises FileNotFoundError where there is no such file and ConfigError where it cannot be used.
+    """
+    try:
+        changes = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no configuration file {path}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: byte {error.start} is invalid") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return merge(base or PretrainConfig(), changes, where=str(path))
+
+
+def merge(config: T, changes: Mapping[str, Any], where: str, section: str = "") -> T:
+    """`config` with `changes`, a mapping of its keys (nested like the sections), checked."""
+    types = get_type_hints(type(config))
+    checked: dict[str, Any] = {}
+    for key, value in changes.items():
+        name = f"{section}{key}"
+        if key not in types:
+            raise ConfigError(f"{where}: unknown key {name!r}{_nearest_key(config, key, section)}")
+        current = getattr(config, key)
+        if not dataclasses.is_dataclass(current):
+            checked[key] = _checked(value, types[key], f"{where}: {name}")
+        elif isinstance(value, Mapping):
+            checked[key] = merge(current, value, where, f"{name}.")
+        else:
+            raise ConfigError(f"{where}: {name} must be a section [{name}], got {value!r}")
+    try:
+        return dataclasses.replace(config, **checked)  # pyright: ignore[reportArgumentType]
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _nearest_key(config: Any, key: str, section: str) -> str:
+    """The nearest key, also one of another section: `lr` at the top is 'train.lr'."""
+    keys = [f"{section}{f.name}" for f in dataclasses.fields(config)]
+    close = difflib.get_close_matches(f"{section}{key}", keys, n=1, cutoff=0.6)
+    elsewhere = [
+        f"{f.name}.{inner.name}"
+        for f in dataclasses.fields(PretrainConfig)
+        for inner in dataclasses.fields(getattr(PretrainConfig(), f.name))
+        if inner.name == key
+    ]
+    if elsewhere and not close:
+        return f"; did you mean {elsewhere[0]!r}?"
+    return nearest(f"{section}{key}", keys)
+
+
+def _checked(value: Any, kind: Any, name: str) -> Any:
+    """`value` as the type `kind`; ConfigError naming both where it is of another type."""
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        hint = nearest(str(value), get_args(kind))
+        raise ConfigError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}{hint}")
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)
+        if isinstance(value, list | tuple) and len(value) == len(inner):
+            return tuple(_checked(v, t, name) for v, t in zip(value, inner, strict=True))
+        raise ConfigError(f"{name} must be a list of {len(inner)} numbers, got {value!r}")
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:  # not isinstance: true is no integer here
+        words = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
+        raise ConfigError(f"{name} must be {words[kind]}, got {value!r}")
+    return value
+
+
+def dumps(config: PretrainConfig) -> str:
+    """`config` as TOML, one section after the other: `load` gives an equal one back."""
+    lines = ["# Run it again: tinygrad-llm pretrain gpt --config config.toml"]
+    for section in dataclasses.fields(config):
+        values = getattr(config, section.name)
+        lines += ["", f"[{section.name}]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in vars(values).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):  # JSON's escapes are TOML's, except that DEL needs one too
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)
+
+
+def differences(old: Any, new: Any, section: str = "") -> dict[str, tuple[Any, Any]]:
+    """{'train.lr': (old value, new value), …} for what differs between two configurations."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for f in dataclasses.fields(old):
+        a, b = getattr(old, f.name), getattr(new, f.name)
+        if dataclasses.is_dataclass(a):
+            found |= differences(a, b, f"{section}{f.name}.")
+        elif a != b:
+            found[f"{section}{f.name}"] = (a, b)
+    return found

@@ -1,0 +1,101 @@
+"""Files and folders that are there whole or not at all, whenever the process or the power stops.
+
+Write beside the target under a temporary name, fsync, rename: a rename is one step for everyone
+who looks, and only what was fsynced before it is sure to be there after a power cut.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+_TEMPORARY = ".unfinished-"  # what a killed process may leave; cleaned up by the next one
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` at once: a reader sees the old content or the new, never a part."""
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_file(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill(temporary)` write a file beside `path`, then put it in the place of `path`."""
+    temporary = _beside(path)
+    try:
+        fill(temporary)
+        _fsync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _fsync(path.parent)
+
+
+def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill(temporary)` write a folder beside `path`, then rename it to `path`.
+
+    Whatever goes wrong on the way, `path` is not there. Raises FileExistsError where it is already:
+    a rename does not replace a folder.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; delete it or write elsewhere")
+    temporary = _beside(path)
+    remove_unfinished(path.parent)
+    temporary.mkdir(parents=True)
+    try:
+        fill(temporary)
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _fsync(Path(folder, name))
+            _fsync(Path(folder))
+        os.replace(temporary, path)
+    finally:
+        remove_unfinished(path.parent)
+    _fsync(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a write that did not come to its end left in `folder`."""
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def point(link: Path, target: str) -> None:
+    """Make `link` name its neighbour `target`, at once.
+
+    A symbolic link, so that every program can open it as the folder; where the file system has
+    none, a text file with the name. `pointed` reads both.
+    """
+    temporary = _beside(link)
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(target, target_is_directory=True)
+    except OSError:
+        temporary.write_text(f"{target}\n", encoding="utf-8")
+        _fsync(temporary)
+    os.replace(temporary, link)
+    _fsync(link.parent)
+
+
+def pointed(link: Path) -> Path | None:
+    """The folder that `link` names, or None where it names none that exists."""
+    if link.is_file():
+        link = link.parent / link.read_text(encoding="utf-8").strip()
+    return link.resolve() if link.is_dir() else None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{_TEMPORARY}{path.name}")
+
+
+def _fsync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,153 @@
+"""What a training run shows: a live bar on a terminal, plain lines everywhere else.
+
+Both answer to `Log`. Plain lines hold no control character, so that a log file reads well.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any, Protocol, TextIO
+
+from tinygrad_llm.train.run import Record
+
+
+class Log(Protocol):
+    """Where the trainer tells how it goes."""
+
+    def start(self, step: int, steps: int) -> None:
+        """Training begins (or goes on) at `step` of `steps`."""
+        ...
+
+    def record(self, record: Record) -> None:
+        """A step is done: `record` is its line in metrics.jsonl."""
+        ...
+
+    def say(self, text: str) -> None:
+        """A sentence for people, on a line of its own."""
+        ...
+
+    def stop(self) -> None:
+        """Training ends, whatever the reason."""
+        ...
+
+
+def open_log(out: TextIO | None = None) -> Log:
+    """The log that suits `out` (standard output unless told otherwise)."""
+    stream = sys.stdout if out is None else out
+    live = stream.isatty() and os.environ.get("TERM") != "dumb"
+    return LiveLog(stream) if live else PlainLog(stream)
+
+
+class PlainLog:
+    """A line per validation and every few seconds."""
+
+    def __init__(self, out: TextIO, seconds: float = 10.0) -> None:
+        self.out, self.seconds = out, seconds
+        self._progress = _Progress()
+        self._last_line = 0.0
+
+    def start(self, step: int, steps: int) -> None:
+        self._progress.start(step, steps)
+        self._last_line = time.monotonic()
+
+    def record(self, record: Record) -> None:
+        self._progress.record(record)
+        now = time.monotonic()
+        if "val_loss" in record or now - self._last_line >= self.seconds:
+            self._last_line = now
+            self.say(self._progress.line(record))
+
+    def say(self, text: str) -> None:
+        print(text, file=self.out, flush=True)
+
+    def stop(self) -> None:
+        pass
+
+
+class LiveLog:
+    """One bar that moves, with loss, tokens/s and time left; a line above it per validation."""
+
+    def __init__(self, out: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = _Progress()
+        self._bar = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=Console(file=out, highlight=False),
+            expand=True,
+        )
+        self._task: Any = None
+
+    def start(self, step: int, steps: int) -> None:
+        self._progress.start(step, steps)
+        self._task = self._bar.add_task("", total=steps, completed=step, numbers="")
+        self._bar.start()
+
+    def record(self, record: Record) -> None:
+        self._progress.record(record)
+        if "val_loss" in record:
+            self.say(self._progress.line(record))
+        numbers = self._progress.numbers()
+        self._bar.update(self._task, completed=record["step"], numbers=numbers)
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+class _Progress:
+    """The numbers of the run so far, as words."""
+
+    def start(self, step: int, steps: int) -> None:
+        self.step, self.steps, self.first = step, steps, step
+        self.loss: float | None = None  # smoothed: one batch says little
+        self.val_loss: float | None = None
+        self.speed = 0.0
+        self.began = time.monotonic()
+
+    def record(self, record: Record) -> None:
+        self.step = record["step"]
+        self.val_loss = record.get("val_loss", self.val_loss)
+        if "loss" in record:
+            self.loss = _blend(self.loss, record["loss"])
+            self.speed = _blend(self.speed or None, record["tokens_per_second"])
+
+    def numbers(self, with_validation: bool = True) -> str:
+        """loss 2.345 · val loss 2.456 · 12,345 tokens/s"""
+        parts = []
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
+        if self.val_loss is not None and with_validation:
+            parts.append(f"val loss {self.val_loss:.3f}")
+        if self.speed:
+            parts.append(f"{self.speed:,.0f} tokens/s")
+        return " · ".join(parts)
+
+    def line(self, record: Record) -> str:
+        """step  500/1000 · loss 2.345 · val loss 2.456 · 12,345 tokens/s · 1:05 left"""
+        numbers = self.numbers(with_validation="val_loss" in record)
+        line = f"step {self.step:>{len(str(self.steps))}}/{self.steps} · {numbers}"
+        done, to_do = self.step - self.first, self.steps - self.step
+        if not done or not to_do:
+            return line
+        return f"{line} · {_clock((time.monotonic() - self.began) / done * to_do)} left"
+
+
+def _blend(old: float | None, new: float) -> float:
+    return new if old is None else 0.9 * old + 0.1 * new
+
+
+def _clock(seconds: float) -> str:
+    """65 -> '1:05', 3700 -> '1:01:40'"""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,127 @@
+"""What this machine has, and where a run would compute."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tinygrad_llm import backend
+
+
+def choose_device(wanted: str = "auto") -> tuple[str, str]:
+    """(device, why): 'auto' is the GPU where CuPy sees one, the CPU otherwise.
+
+    A device asked for by name that is not there is an error, never a silent change to another:
+    ValueError says what is missing.
+    """
+    if wanted == "auto":
+        if importlib.util.find_spec("cupy") is None:
+            return "cpu", "CuPy is not installed, so no GPU is looked for"
+        try:
+            backend.cupy()
+        except RuntimeError as error:
+            return "cpu", str(error)
+        return "cuda", "CuPy sees a GPU"
+    kind, _, index = wanted.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {wanted!r}")
+    if kind == "cuda":
+        try:
+            backend.cupy()
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+    return wanted, "asked for"
+
+
+def facts() -> Iterator[tuple[str, str]]:
+    """(what, how it is) pairs about Python, the arrays, the GPU and the engine's own state."""
+    yield "tinygrad-llm", f"{_version('tinygrad-llm')} in {Path(__file__).parents[1]}"
+    yield "Python", f"{platform.python_version()} ({sys.executable})"
+    yield "system", f"{platform.system()} {platform.machine()}, {_cores()} CPU cores usable"
+    yield "NumPy", np.__version__
+    yield "BLAS", _blas()
+    yield "ml_dtypes", _version("ml_dtypes")
+    for name in ("tokenizers", "safetensors", "rich", "tyro", "matplotlib"):
+        yield name, _version(name)
+    yield "CuPy", _distribution("cupy")
+    yield "Triton", _distribution("triton")
+    yield "GPU", _gpus()
+    device, why = choose_device()
+    yield "device", f"{device} ({why})"
+    yield "default dtype", str(backend.default_dtype())
+    yield "memory", _memory()
+    yield "random stream", f"Philox4x32-10, {backend.random.state()}"
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _distribution(module: str) -> str:
+    """cupy-cuda13x 14.2.0: the distribution that holds a module, without importing it."""
+    if importlib.util.find_spec(module) is None:
+        return "not installed"
+    names = importlib.metadata.packages_distributions().get(module, [])
+    return ", ".join(f"{name} {_version(name)}" for name in sorted(set(names))) or "installed"
+
+
+def _blas() -> str:
+    """openblas 0.3.29, 2 threads"""
+    info = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # pyright: ignore[reportOptionalSubscript]
+    threads = _openblas_threads()
+    known = f"{threads} threads" if threads else "threads: as its environment variables say"
+    return f"{info.get('name', 'unknown')} {info.get('version', '')}, {known}"
+
+
+def _openblas_threads() -> int | None:
+    """What the OpenBLAS inside NumPy's wheel answers; None for another BLAS."""
+    package = Path(np.__file__).parent
+    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
+        for library in folder.glob("*openblas*"):
+            try:
+                return ctypes.CDLL(str(library)).scipy_openblas_get_num_threads64_()
+            except (OSError, AttributeError):
+                continue
+    return None
+
+
+def _gpus() -> str:
+    if importlib.util.find_spec("cupy") is None:
+        found = sorted(Path("/dev").glob("nvidia[0-9]*"))
+        if found:
+            return (
+                f"{len(found)} NVIDIA, not usable without CuPy: "
+                "pip install 'tinygrad-llm[cuda13]' (or [cuda12])"
+            )
+        return "none seen"
+    try:
+        runtime = backend.cupy().cuda.runtime
+    except RuntimeError as error:
+        return str(error)
+    names = [
+        runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())
+    ]
+    return ", ".join(names)
+
+
+def _memory() -> str:
+    if backend.memory_is_kept:
+        return "freed blocks are kept for the next op (TINYGRAD_LLM_MALLOC=system turns that off)"
+    return "freed blocks go back as the system's allocator likes"

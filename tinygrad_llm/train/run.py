@@ -1,0 +1,164 @@
+"""The run folder: everything that a run reads again or leaves behind.
+
+runs/20250131-142530/
+    config.toml               the configuration: enough to run it again
+    metrics.jsonl             one JSON object a step
+    loss.png                  the curves
+    checkpoints/step-000500/  a Hugging Face model folder, and the trainer's state
+    checkpoints/latest        → the newest of them
+    checkpoints/best          → the one with the lowest validation loss
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from tinygrad_llm.train import files
+
+Record = dict[str, Any]
+
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+class Run:
+    """A run folder: `Run.new(path)` for one that is to be, `Run.open(path)` for one that is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config_file = folder / "config.toml"
+        self.metrics_file = folder / "metrics.jsonl"
+        self.picture_file = folder / "loss.png"
+        self.checkpoints_folder = folder / "checkpoints"
+        self._metrics: TextIO | None = None
+
+    @classmethod
+    def new(cls, folder: str | Path | None = None) -> Run:
+        """A run that will be in `folder`, or in `runs/` under the present time; see `begin`.
+
+        Raises FileExistsError where a run, or anything else, is in the way.
+        """
+        path = Path(folder) if folder is not None else _unused(Path("runs"), datetime.now())
+        run = cls(path)
+        if run.config_file.exists():
+            raise FileExistsError(
+                f"{path} holds a run already: go on with --resume {path}, or name another folder"
+            )
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(f"{path} is in use and holds no run: name another folder")
+        return run
+
+    def begin(self, config: str) -> None:
+        """Make the folder, with `config` as its config.toml; again: only replace config.toml."""
+        self.checkpoints_folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(self.config_file, config)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """The run in `folder`; FileNotFoundError where there is none."""
+        run = cls(Path(folder))
+        if not run.config_file.is_file():
+            raise FileNotFoundError(f"{folder} is not a run folder: it has no config.toml")
+        return run
+
+    # --- metrics ----------------------------------------------------------------------------------
+
+    def append(self, record: Record) -> None:
+        """Add one line to metrics.jsonl, there for other programs at once."""
+        if self._metrics is None:
+            self._metrics = self.metrics_file.open("a", encoding="utf-8")
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+
+    def metrics(self) -> list[Record]:
+        """The records so far. A last line cut short by a kill is not one."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.metrics_file} is damaged: {error}") from error
+
+    def forget_after(self, step: int) -> None:
+        """Drop the records later than `step`: a resumed run makes them again."""
+        self.close()
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        files.write_text(self.metrics_file, "".join(json.dumps(r) + "\n" for r in kept))
+
+    def close(self) -> None:
+        """Close metrics.jsonl; `append` opens it again."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def save_checkpoint(self, step: int, fill: Callable[[Path], object]) -> Path:
+        """checkpoints/step-N, written by `fill(folder)` whole or not at all; `latest` names it."""
+        if self._metrics is not None:  # the records up to a checkpoint outlive a power cut, too
+            os.fsync(self._metrics.fileno())
+        folder = self.step_folder(step)
+        files.write_folder(folder, fill)
+        files.point(self.checkpoints_folder / "latest", folder.name)
+        return folder
+
+    def step_folder(self, step: int) -> Path:
+        """Where the checkpoint of that step is, or would be."""
+        return self.checkpoints_folder / f"step-{step:06d}"
+
+    def mark_best(self, checkpoint: Path) -> None:
+        """Let `best` name this checkpoint."""
+        files.point(self.checkpoints_folder / "best", checkpoint.name)
+
+    def checkpoint(self, which: str = "latest") -> Path | None:
+        """The folder of the `latest` or the `best` checkpoint; None where there is none.
+
+        A step folder is there only when it is whole, so the latest is the one with the highest
+        number, also when a kill came between its rename and the turn of the link.
+        """
+        if which == "best":
+            return files.pointed(self.checkpoints_folder / "best")
+        steps = {
+            int(match[1]): path
+            for path in self.checkpoints_folder.glob("step-*")
+            if (match := _STEP.fullmatch(path.name))
+        }
+        return steps[max(steps)] if steps else None
+
+
+def _unused(parent: Path, now: datetime) -> Path:
+    """runs/20250131-142530, with -2, -3 … where two runs start in one second."""
+    name = now.strftime("%Y%m%d-%H%M%S")
+    path, number = parent / name, 1
+    while path.exists():
+        number += 1
+        path = parent / f"{name}-{number}"
+    return path
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that `path` means: itself, or the best (else the latest) one of a run.
+
+    Raises FileNotFoundError where it means none.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no run or checkpoint {path}")
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_file():  # `latest` and `best` where the file system has no symbolic links
+        found = files.pointed(folder)
+    else:
+        run = Run(folder)
+        found = run.checkpoint("best") or run.checkpoint("latest")
+    if found is None:
+        raise FileNotFoundError(
+            f"{path} holds no checkpoint: expected a run folder, or a model folder with config.json"
+        )
+    return found
