@@ -43,6 +43,7 @@ def graph_and_walk() -> None:
     h = (x * w).tanh()
     loss = (h * h + x).sum()
     names = {node: f"{i} {type(node).__name__}" for i, node in enumerate(latest_first(loss))}
+    names |= {x.node: "x", w.node: "w"}
     for node, name in names.items():
         print(f"   {name:10}  made from  {' and '.join(names[p] for p in node.parents) or '-'}")
     walked = walk(loss)
@@ -77,18 +78,17 @@ def memory_on_the_way() -> None:
     loss = y.sum()
     before, after, node = weakref.ref(doubled.data), weakref.ref(y.data), weakref.ref(y.node)
     del doubled, y  # we let go of both; does the graph hold them?
-    print("   tanh′ = 1 − tanh²: Tanh saved its output, and its input is freed already")
     assert (before() is None, after() is None) == (True, False)
+    print("   tanh′ = 1 − tanh²: Tanh saved its output, and its input is freed already")
     loss.backward()
-    print("   backward() has used the output of tanh: freed too")
     assert after() is None
+    print("   backward() has used the output of tanh: freed too")
     print(f"   once more? {refusal(loss.backward)}")
-    assert node() is not None
     del loss
-    print("   after `del loss` the nodes are gone as well: counting references was enough")
     assert node() is None
+    print("   after `del loss` the nodes are gone as well: counting references was enough")
     gc.enable()
-    y = x.exp()  # its own derivative, so Exp saves its output
+    y = x.exp()  # (eˣ)′ = eˣ, so Exp saves its output; every write in place is noted
     with no_grad():
         y *= 10.0
     print(f"   eˣ overwritten? {refusal(y.sum().backward)}")
@@ -115,8 +115,8 @@ def an_op_of_our_own() -> None:
     x = Tensor([[-2.0, -0.5], [0.1, 3.0]], requires_grad=True)
     print(f"   Softsign: worst relative error {gradcheck(Softsign.apply, x):.0e}")
     right, wrong = (grad(op.apply(x).sum(), x)[0].tolist() for op in (Softsign, Forgetful))
-    print("   Forgetful: the gradient of its sum is the same, for there g is 1 everywhere; but")
     assert right == wrong
+    print("   Forgetful: the gradient of its sum is the same, for there g is 1 everywhere; but")
     print(f"   {refusal(lambda: gradcheck(Forgetful.apply, x, name='Forgetful'))}")
 
 
@@ -141,8 +141,8 @@ def time_for_memory() -> None:
         print(f"   {size // 1024:4} KiB saved on the way there, {len(calls)} call(s) of deep()")
     (everything, gradients), (little, gradients_again) = results
     assert little < everything / 10
-    print("   The gradients agree to the last bit, so the dropout was the same as well.")
     assert gradients_again == gradients
+    print("   The gradients agree to the last bit, so the dropout was the same as well.")
 
 
 if __name__ == "__main__":

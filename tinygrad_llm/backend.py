@@ -103,6 +103,12 @@ def blockwise(formula: Callable[..., Array], *arrays: Array) -> Array:
     return y
 
 
+def row_blocks(x: Array) -> list[slice]:
+    """Slices that cut the rows of a matrix into blocks for the cache; on a GPU one, of all rows."""
+    step = max(1, BLOCK // max(1, x.shape[1])) if type(x) is np.ndarray else max(1, len(x))
+    return [slice(start, start + step) for start in range(0, len(x), step)] or [slice(0, 0)]
+
+
 # --- dtypes ---------------------------------------------------------------------------------------
 
 float16 = np.dtype(np.float16)
@@ -226,7 +232,7 @@ class RandomStream:
         For ops that draw their words later, or twice: `philox(*stream.reserve(n), n)`.
         """
         start = self.offset
-        self.offset += -(-count // 4)
+        self.offset += -(-int(count) // 4)
         return self.seed, start
 
     def words(self, count: int, xp: Any = np) -> Array:
@@ -234,15 +240,16 @@ class RandomStream:
         return philox(*self.reserve(count), count, xp)
 
     def uniform(self, size: int | Sequence[int] = (), dtype: Any = None, xp: Any = np) -> Array:
-        """u ∈ [0, 1): 24 random bits for float32 and narrower, 53 for float64."""
+        """u ∈ [0, 1): as many random bits as the dtype holds, so that none rounds up to 1."""
         shape, dtype = _shape(size), as_dtype(dtype or _default_float)
         count = math.prod(shape)
         if dtype == float64:
             pairs = self.words(2 * count, xp).astype(xp.uint64).reshape(-1, 2)
             bits = (pairs[:, 0] << np.uint64(21)) | (pairs[:, 1] >> np.uint64(11))
             return (bits * 2.0**-53).reshape(shape)
-        bits = self.words(count, xp) >> np.uint32(8)
-        return (bits.astype(xp.float32) * np.float32(2.0**-24)).astype(dtype).reshape(shape)
+        n = {float16: 11, bfloat16: 8}.get(dtype, 24)
+        bits = self.words(count, xp) >> np.uint32(32 - n)
+        return (bits.astype(xp.float32) * np.float32(2.0**-n)).astype(dtype).reshape(shape)
 
     def normal(self, size: int | Sequence[int] = (), dtype: Any = None, xp: Any = np) -> Array:
         """z = √(−2 ln u₁) · (cos 2πu₂, sin 2πu₂), by Box and Muller: mean 0, variance 1."""
@@ -288,7 +295,7 @@ def _valid_seed(seed: int) -> int:
 
 
 def _shape(size: int | Sequence[int]) -> tuple[int, ...]:
-    return (int(size),) if isinstance(size, int | np.integer) else tuple(size)
+    return (int(size),) if isinstance(size, int | np.integer) else tuple([int(n) for n in size])
 
 
 random = RandomStream(0)  # what dropout, initialisers and sampling draw from unless told otherwise

@@ -266,7 +266,8 @@ class Tensor:
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if self._is_recorded_write(value):
-            self._become(ops.setitem(self, index, value), "x[index] = y")
+            self._refuse_shared("x[index] = y")
+            self._become(ops.setitem(self, index, value))
         else:
             array = value.data if isinstance(value, Tensor) else value
             self.data[ops.as_index(index)] = array
@@ -285,14 +286,17 @@ class Tensor:
         return self._in_place(ops.divide, other, "x /= y")
 
     def _in_place(self, function: Callable[..., Tensor], other: Any, what: str) -> Tensor:
+        recorded = self._is_recorded_write(other)
+        if recorded:
+            self._refuse_shared(what)
         result = function(self, other)
         if result.shape != self.shape or result.dtype != self.dtype:
             raise ValueError(
                 f"{what}: the result has shape {result.shape} and dtype {result.dtype}, which does "
                 f"not fit into {self.shape} and {self.dtype}; write x = x {what[2]} y"
             )
-        if self._is_recorded_write(other):
-            self._become(result, what)
+        if recorded:
+            self._become(result)
         else:
             self.data[...] = result.data
             autograd.mark_written(self.data, what)
@@ -306,22 +310,31 @@ class Tensor:
         if self._is_recorded_write(source):
             raise RuntimeError(f"{what} is not recorded: do it under no_grad(), or on a detach()")
 
-    def _become(self, result: Tensor, what: str) -> None:
-        """Take the place of a recorded result.
+    def _become(self, result: Tensor) -> None:
+        """Take the place of a recorded result: the graph keeps values, not places."""
+        self.data, self.node = result.data, result.node
 
-        The graph keeps values, not places, so a recorded write makes a new array. Nobody can tell
-        as long as nobody else holds the old one; otherwise a view would silently stay behind.
+    def _refuse_shared(self, what: str) -> None:
+        """Before a recorded write, which makes a new array: does anyone else hold the old one?
+
+        Nobody can tell the difference otherwise, but a view would silently stay behind.
         """
         if self.node is not None and self.is_leaf:
             raise RuntimeError(
                 f"{what} would overwrite a leaf that requires a gradient: do it under no_grad()"
             )
-        if getrefcount(self.data) > 2 or self.data.base is not None:  # the slot, the argument
+        if getrefcount(self.data) > 2 or self._is_view_of_another():  # the slot, the argument
             raise RuntimeError(
                 f"{what} cannot be recorded: a view, or an op that saved it for backward, holds "
                 f"the same memory; compute a new tensor instead (x = x + y, where(), concatenate())"
             )
-        self.data, self.node = result.data, result.node
+
+    def _is_view_of_another(self) -> bool:
+        """True unless the array has memory of its own, or that of one it was reshaped from."""
+        if self.data.base is None:
+            return False
+        reshaped = type(self.data.base) is type(self.data) and self.data.base.flags.owndata
+        return not reshaped or getrefcount(self.data.base) > 2  # the view, the argument
 
     # --- operators --------------------------------------------------------------------------------
 
@@ -607,22 +620,40 @@ def _to_array(data: Any, dtype: np.dtype | None) -> Array:
     if isinstance(data, Tensor):
         data = data.data
     if not backend.is_array(data):
-        if isinstance(data, list | tuple):
-            data = _unwrap(data)
         weak = not isinstance(data, np.generic)
-        data = np.asarray(data)
-        if data.dtype == object or data.dtype.kind not in "biufV" or data.dtype.names:
-            raise TypeError(
-                f"a Tensor is made from numbers in an array or in nested lists of equal lengths, "
-                f"got {data.dtype} data"
-            )
+        data = _from_lists(data)
         if dtype is None and weak and data.dtype == backend.float64:
             dtype = backend.default_dtype()
     elif type(data) is not np.ndarray and isinstance(data, np.ndarray):
         data = np.asarray(data)  # a subclass (memmap, matrix) has operators of its own
-    if data.dtype.kind in "cOSUMm":
-        raise TypeError(f"a Tensor holds numbers or booleans, got {data.dtype}")
+    if data.dtype not in _DTYPES:
+        data = _native(data)
     return data if dtype is None or data.dtype == dtype else data.astype(dtype)
+
+
+_DTYPES = frozenset([backend.bfloat16, *[np.dtype(code) for code in "?bhilqBHILQefd"]])
+
+
+def _native(array: Array) -> Array:
+    """The array in this machine's byte order; refuses what does not hold numbers."""
+    dtype = array.dtype.newbyteorder("=")
+    if dtype not in _DTYPES:
+        raise TypeError(
+            f"a Tensor is made from numbers (integers, booleans, floats of 16 to 64 bits) in an "
+            f"array or in nested lists, got data of dtype {dtype}"
+        )
+    return array.astype(dtype)
+
+
+def _from_lists(data: Any) -> np.ndarray:
+    if isinstance(data, list | tuple):
+        data = _unwrap(data)
+    try:
+        return np.asarray(data)
+    except ValueError as error:
+        raise ValueError(
+            f"a Tensor is made from nested lists of equal lengths at each level: {error}"
+        ) from None
 
 
 def _unwrap(data: Any) -> Any:

@@ -331,10 +331,11 @@ def test_a_pre_hook_may_give_several_arguments_and_keywords_pass_through():
 def test_a_hook_may_remove_itself_while_it_runs():
     layer = Sequential()
     count = []
-    handle = layer.register_forward_hook(lambda *_: (count.append(1), handle.remove())[1])
+    handle = layer.register_forward_hook(lambda *_: (count.append("once"), handle.remove())[1])
+    layer.register_forward_hook(lambda *_: count.append("always"))
     layer(1)
     layer(1)
-    assert len(count) == 1
+    assert count == ["once", "always", "always"]
 
 
 def test_hooks_of_one_module_are_not_those_of_another():

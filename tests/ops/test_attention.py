@@ -66,7 +66,9 @@ def test_attention_is_its_definition(t, s, causal, layout, dtype, rng, close):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("shape", [(2, 2, 3, 4), (1, 1, 3, 4), (2, 1, 1, 4), (3, 4), (1, 4), (2, 3, 1)])
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 3, 4), (1, 1, 3, 4), (2, 1, 1, 4), (3, 4), (1, 4), (2, 3, 1)]
+)
 @pytest.mark.parametrize("kind", ["boolean", "additive"])
 def test_masks_are_broadcast(kind, shape, causal, layout, rng, close):
     q, k, v = _qkv(rng, s=4)
@@ -128,7 +130,10 @@ def test_any_sizes_zero_too(t, s, d, group, causal):
 @pytest.mark.parametrize("masking", ["none", "causal", "boolean", "additive"])
 def test_the_fused_op_equals_the_reference_also_in_its_gradients(masking, rng, close):
     arrays = _qkv(rng, t=3, s=4)
-    mask = {"boolean": Tensor(rng.random((3, 4)) > 0.3), "additive": Tensor(rng.normal(size=(3, 4)))}
+    mask = {
+        "boolean": Tensor(rng.random((3, 4)) > 0.3),
+        "additive": Tensor(rng.normal(size=(3, 4))),
+    }
     options: dict[str, Any] = {"is_causal": masking == "causal", "attn_mask": mask.get(masking)}
     found = []
     for function in (ops.scaled_dot_product_attention, ops.attention_reference):

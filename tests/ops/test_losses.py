@@ -39,9 +39,7 @@ def test_distances_are_their_formulas(name, reduction, layout, dtype, rng, close
 def test_divergence_is_its_formula(reduction, log_target, layout, dtype, rng, close):
     p, q = (rng.dirichlet(np.ones(4), size=3) for _ in range(2))
     p, q = layout(p), layout(q)
-    y = ops.kl_div(
-        np.log(q).astype(dtype), np.log(p) if log_target else p, reduction, log_target
-    )
+    y = ops.kl_div(np.log(q).astype(dtype), np.log(p) if log_target else p, reduction, log_target)
     assert y.dtype == dtype
     losses = p * (np.log(p) - np.log(q))
     want = {

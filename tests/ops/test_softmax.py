@@ -147,9 +147,7 @@ def test_cross_entropy_is_pytorchs(
         Tensor(x), target, weight, ignore_index, reduction, label_smoothing=smoothing
     )
     assert y.dtype == dtype
-    want = _documented(
-        x.astype(np.float64), target, weight, ignore_index, reduction, smoothing
-    )
+    want = _documented(x.astype(np.float64), target, weight, ignore_index, reduction, smoothing)
     close(y, want)
 
 

@@ -287,6 +287,25 @@ def test_best_survives_a_stop(config, tmp_path, monkeypatch):
     assert best.resolve().name == "step-000004"
 
 
+def test_a_signal_in_the_last_step_changes_nothing(config, tmp_path):
+    ready = train(config, tmp_path / "run", {STEPS: lambda: signal.raise_signal(signal.SIGINT)})
+    assert ready.run.checkpoint() == ready.run.step_folder(STEPS)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.1])
+def test_gradients_are_clipped_where_asked(config, tmp_path, clip):
+    settings = dataclasses.replace(config.train, grad_clip=clip)
+    trainer = pretrain.start(
+        dataclasses.replace(config, train=settings), tmp_path / "run", Quiet()
+    ).trainer
+    norm = trainer.train_step()["grad_norm"]  # before clipping
+    squares = [
+        (p.grad.numpy() ** 2).sum() for p in trainer.model.parameters() if p.grad is not None
+    ]
+    assert norm > 0.1
+    assert math.sqrt(sum(squares)) == pytest.approx(clip or norm, rel=1e-4)
+
+
 def test_validation_is_the_same_each_time_and_draws_nothing(config, tmp_path):
     trainer = pretrain.start(config, tmp_path / "run", Quiet()).trainer
     before = backend.random.state()

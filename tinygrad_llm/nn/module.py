@@ -345,8 +345,10 @@ class Module:
     def register_forward_hook(
         self, hook: Callable[[Any, tuple[Any, ...], Any], Any]
     ) -> RemovableHandle:
-        """Call `hook(module, args, output)` after `forward`; what it returns, unless None, is the
-        output instead. For gradients use `output.register_hook` in it."""
+        """Call `hook(module, args, output)` after `forward`; what it returns replaces the output.
+
+        None leaves it. To see gradients, call `output.register_hook` in the hook.
+        """
         return self._add_hook(hook, before=False)
 
     def _add_hook(self, function: Callable[..., Any], before: bool) -> RemovableHandle:

@@ -6,14 +6,15 @@ Dimensions: B batch, H heads, T queries, S keys, D head size.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_array, as_float, as_tensor, narrowed
+from tinygrad_llm.ops.convert import as_array, as_float, as_tensor
 from tinygrad_llm.ops.dropout import dropout, keep_mask
 from tinygrad_llm.ops.elementwise import masked_fill
 from tinygrad_llm.ops.linalg import matmul
@@ -27,6 +28,10 @@ class Attention(Function):
 
     dV = P̃ᵀ g;  dP = (g Vᵀ) ⊙ m / (1 − p);  dS = P ⊙ (dP − Σ dP ⊙ P)
     dQ = s dS K;  dK = s dSᵀ Q;  dbias = dS
+
+    Worked out in pieces, a few queries of a few heads at a time, so that their scores stay in the
+    cache; under a causal mask a piece ends at its last query's own position. P is as large as all
+    else together, so it is not kept: backward computes it again.
     """
 
     def forward(
@@ -37,52 +42,154 @@ class Attention(Function):
         bias: Array | None = None,
         *,
         hidden: Array | None,
+        causal: bool,
         scale: float,
         p: float,
         draw: tuple[int, int],
     ) -> Array:
-        self.scale, self.hidden, self.has_bias = scale, hidden, bias is not None
-        self.bias_shape = bias.shape if bias is not None else ()
-        probabilities = self._probabilities(q, k, bias)
-        self.keep_scale = 1.0 / (1.0 - p)
-        self.mask = keep_mask(probabilities.shape, p, *draw, namespace(q)) if p else None
-        self.save(q, k, v, bias)
-        self.keep(probabilities)
-        return narrowed(self._dropped(probabilities) @ v, v)
+        self.hidden, self.causal, self.scale = hidden, causal, scale
+        self.has_bias, self.keep_scale = bias is not None, 1.0 / (1.0 - p)
+        xp, scores = namespace(q), (*q.shape[:-1], k.shape[-2])
+        mask = keep_mask(scores, p, *draw, xp) if p else None
+        self.save(q, k, v, bias, mask)
+        y = xp.empty((*q.shape[:-1], v.shape[-1]), dtype=v.dtype)
+        for piece in _pieces(q, k, causal):
+            weights = self._probabilities(
+                piece, piece.queries(q), piece.keys(k), piece.scores(bias)
+            )
+            y[piece.at_queries(y)] = self._dropped(weights, piece.scores(mask)) @ piece.keys(v)
+        return y
 
-    def _probabilities(self, q: Any, k: Any, bias: Any) -> Any:
-        """P (…, T, S). Of Tensors it is recorded, for the second order."""
+    def _probabilities(self, piece: _Piece, q: Any, k: Any, bias: Any) -> Any:
+        """P (…, T, S) of a piece. Of Tensors it is recorded, for the second order."""
         scores = (q * self.scale) @ k.swapaxes(-1, -2)  # (…, T, D) x (…, D, S) -> (…, T, S)
-        if isinstance(scores, Tensor):
-            scores = scores if bias is None else scores + bias
-            scores = scores if self.hidden is None else masked_fill(scores, self.hidden, -np.inf)
-            return softmax(scores)
-        if bias is not None:
-            scores += bias
-        if self.hidden is not None:
-            namespace(q).copyto(scores, scores.dtype.type(-np.inf), where=self.hidden)
-        return softmax_of(scores, axis=-1, out=scores)
+        scores = scores if bias is None else scores + bias
+        for hidden in (piece.scores(self.hidden), piece.future() if self.causal else None):
+            if hidden is None:
+                continue
+            if isinstance(scores, Tensor):
+                scores = masked_fill(scores, hidden, -np.inf)
+            else:
+                xp = namespace(scores)
+                xp.copyto(scores, scores.dtype.type(-np.inf), where=xp.asarray(hidden))
+        return softmax(scores) if isinstance(scores, Tensor) else softmax_of(scores, -1, out=scores)
 
-    def _dropped(self, x: Any) -> Any:
-        return x if self.mask is None else x * self.mask * self.keep_scale
+    def _dropped(self, x: Any, mask: Array | None) -> Any:
+        return x if mask is None else x * mask * self.keep_scale
 
-    def backward(self, g: Any, q: Any, k: Any, v: Any, bias: Any = None) -> Any:
-        p = self.kept if self.kept is not None else self._probabilities(q, k, bias)
-        dv = self._dropped(p).swapaxes(-1, -2) @ g if self.needs(2) else None
-        ds = self._dropped(g @ v.swapaxes(-1, -2))
-        if isinstance(ds, Tensor):
-            ds = p * (ds - (ds * p).sum(axis=-1, keepdims=True))
-        else:
-            ds -= (ds * p).sum(axis=-1, keepdims=True)
-            ds *= p
-        dq = (ds @ k) * self.scale if self.needs(0) else None
-        dk = (ds.swapaxes(-1, -2) @ q) * self.scale if self.needs(1) else None
+    def backward(self, g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Array | None) -> Any:
+        if isinstance(g, Tensor):
+            whole = _whole(q, k)
+            return self._gradients(whole, g, q, k, v, bias, mask)[: 3 + self.has_bias]
+        xp = namespace(g)
+        dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
+        dbias = xp.zeros_like(bias) if self.has_bias else None
+        for piece in _pieces(q, k, self.causal):
+            dq[piece.at_queries(q)], dk_part, dv_part, dbias_part = self._gradients(
+                piece,
+                piece.queries(g),
+                piece.queries(q),
+                piece.keys(k),
+                piece.keys(v),
+                piece.scores(bias),
+                piece.scores(mask),
+            )
+            dk[piece.at_keys(k)] += dk_part
+            dv[piece.at_keys(v)] += dv_part
+            if dbias is not None:
+                dbias[piece.at_scores(dbias)] += dbias_part
+        return (dq, dk, dv, dbias) if self.has_bias else (dq, dk, dv)
+
+    def _gradients(
+        self, piece: _Piece, g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Array | None
+    ) -> tuple[Any, Any, Any, Any]:
+        p = self._probabilities(piece, q, k, bias)
+        dp = self._dropped(g @ v.swapaxes(-1, -2), mask)
+        ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))
+        dv = self._dropped(p, mask).swapaxes(-1, -2) @ g
+        dk = ds.swapaxes(-1, -2) @ (q * self.scale)
         # One key/value head may serve a group of query heads: its gradients add up.
-        dk = dk if dk is None else sum_to(dk, k.shape)
-        dv = dv if dv is None else sum_to(dv, v.shape)
-        if not self.has_bias:
-            return dq, dk, dv
-        return dq, dk, dv, sum_to(ds, self.bias_shape) if self.needs(3) else None
+        dbias = None if bias is None else sum_to(ds, bias.shape)
+        return (ds @ k) * self.scale, sum_to(dk, k.shape), sum_to(dv, v.shape), dbias
+
+
+class _Piece(NamedTuple):
+    """Some queries, and the keys that they may see, of some heads."""
+
+    lead: tuple[slice, ...]  # which batches and heads
+    first: int  # query, the position of which among the keys is `shift` more
+    last: int
+    end: int  # of the keys
+    shift: int
+
+    def at_queries(self, x: Any) -> tuple[slice, ...]:
+        return _index(x, (*self.lead, slice(self.first, self.last), slice(None)))
+
+    def at_keys(self, x: Any) -> tuple[slice, ...]:
+        return _index(x, (*self.lead, slice(self.end), slice(None)))
+
+    def at_scores(self, x: Any) -> tuple[slice, ...]:
+        return _index(x, (*self.lead, slice(self.first, self.last), slice(self.end)))
+
+    def queries(self, x: Any) -> Any:
+        return x[self.at_queries(x)]
+
+    def keys(self, x: Any) -> Any:
+        return x[self.at_keys(x)]
+
+    def scores(self, x: Any) -> Any:
+        return None if x is None else x[self.at_scores(x)]
+
+    def future(self) -> np.ndarray | None:
+        """(T, S) where a key comes after the query; None where none does."""
+        positions = np.arange(self.first, self.last) + self.shift
+        if self.end <= self.first + self.shift + 1:
+            return None
+        return np.arange(self.end) > positions[:, None]
+
+
+def _index(x: Any, parts: tuple[slice, ...]) -> tuple[slice, ...]:
+    """The part of x, aligned from the right; an axis of size 1 stands for all of it."""
+    return tuple(
+        [slice(None) if n == 1 else p for n, p in zip(x.shape, parts[-x.ndim :], strict=True)]
+    )
+
+
+def _whole(q: Any, k: Any) -> _Piece:
+    t, s = q.shape[-2], k.shape[-2]
+    return _Piece((slice(None),) * (q.ndim - 2), 0, t, s, s - t)
+
+
+_ROWS, _ROOM = 128, 65536  # queries in a piece, and scores: 256 KiB in float32
+
+
+def _pieces(q: Array, k: Array, causal: bool) -> Iterator[_Piece]:
+    if type(q) is not np.ndarray:  # on a GPU a piece would only cost launches
+        yield _whole(q, k)
+        return
+    t, s = q.shape[-2], k.shape[-2]
+    rows = min(t, _ROWS)
+    for lead in _leads(q.shape[:-2], _ROOM // max(1, rows * s)):
+        for first in range(0, t, rows or 1):
+            last = min(first + rows, t)
+            end = min(max(s - t + last, 0), s) if causal else s
+            yield _Piece(lead, first, last, end, s - t)
+
+
+def _leads(shape: tuple[int, ...], room: int) -> Iterator[tuple[slice, ...]]:
+    """Cut leading axes into parts of at most `room` elements, or of one."""
+    if not shape:
+        yield ()
+        return
+    inner = math.prod(shape[1:])
+    step = max(1, room // max(1, inner))
+    for start in range(0, shape[0], step):
+        here = slice(start, min(start + step, shape[0]))
+        if inner > room:
+            for rest in _leads(shape[1:], room):
+                yield (here, *rest)
+        else:
+            yield (here, *(slice(None),) * (len(shape) - 1))
 
 
 def scaled_dot_product_attention(
@@ -118,7 +225,7 @@ def scaled_dot_product_attention(
     _check(q, k, v, dropout_p)
     t, s = q.shape[-2], k.shape[-2]
     group = q.shape[-3] // k.shape[-3] if q.ndim > 2 and k.shape[-3] else 1
-    bias, hidden = _masks(q, attn_mask, is_causal, lengths, s)
+    bias, hidden = _masks(q, attn_mask, lengths, s)
     if group > 1:
         q = q.reshape((*q.shape[:-3], k.shape[-3], group, t, q.shape[-1]))  # (B, H′, G, T, D)
         k, v = k.unsqueeze(-3), v.unsqueeze(-3)
@@ -128,7 +235,9 @@ def scaled_dot_product_attention(
     count = math.prod(q.shape[:-1]) * s
     draw = backend.random.reserve(count) if dropout_p else (0, 0)
     inputs = (q, k, v) if bias is None else (q, k, v, bias)
-    y = Attention.apply(*inputs, hidden=hidden, scale=scale, p=float(dropout_p), draw=draw)
+    y = Attention.apply(
+        *inputs, hidden=hidden, causal=is_causal, scale=scale, p=float(dropout_p), draw=draw
+    )
     return y if group <= 1 else y.flatten(-4, -3)
 
 
@@ -152,11 +261,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> None:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
 
 
-def _masks(
-    q: Tensor, attn_mask: Any, is_causal: bool, lengths: Any, s: int
-) -> tuple[Tensor | None, Array | None]:
+def _masks(q: Tensor, attn_mask: Any, lengths: Any, s: int) -> tuple[Tensor | None, Array | None]:
     """What is added to the scores, and where they are hidden; each None when there is nothing."""
-    xp, t = namespace(q.data), q.shape[-2]
+    xp = namespace(q.data)
     scores = (*q.shape[:-1], s)
     bias, hidden = None, None
     if attn_mask is not None:
@@ -175,9 +282,6 @@ def _masks(
             bias = mask.astype(q.dtype)
         else:
             raise TypeError(f"attn_mask is boolean (True = attend) or float, got {mask.dtype}")
-    if is_causal:
-        future = xp.arange(s) > xp.arange(s - t, s)[:, None]  # (T, S)
-        hidden = future if hidden is None else hidden | future
     if lengths is not None:
         real = as_array(lengths, q.data)
         if q.ndim < 3 or real.shape != q.shape[:1] or real.dtype.kind not in "iu":

@@ -7,13 +7,14 @@ over the repetitions (`sum_to`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
-from tinygrad_llm.backend import Array, namespace
+from tinygrad_llm.backend import Array, blockwise, namespace
 from tinygrad_llm.ops.convert import (
     as_array,
     as_float,
@@ -175,7 +176,7 @@ def power(a: Any, b: Any) -> Tensor:
     if isinstance(b, np.integer | np.floating):
         b = b.item()  # weak, as every scalar
     if isinstance(b, int | float) and isinstance(a, Tensor):
-        a = as_float(a) if isinstance(b, float) or b < 0 else a
+        a = as_float(a) if isinstance(b, float) or b < 0 else pair(a, b)[0]
         if b == 1:
             return copy(a)
         return PowerScalar.apply(a, n=b)
@@ -579,12 +580,25 @@ class Gelu(Function):
 
     def forward(self, x: Array) -> Array:
         self.save(x)
-        return narrowed(x * _normal_cdf(x), x)
+        return blockwise(_gelu, x)
 
     def backward(self, g: Any, x: Any) -> Any:
-        x = widened(x)
-        density = namespace(x).exp(-0.5 * (x * x)) * (1.0 / math.sqrt(2.0 * math.pi))
-        return g * (_normal_cdf(x) + x * density)
+        return _each(_gelu_gradient, g, x)
+
+
+def _gelu(x: Array) -> Array:
+    return narrowed(x * _normal_cdf(x), x)
+
+
+def _gelu_gradient(g: Any, x: Any) -> Any:
+    x = widened(x)
+    density = namespace(x).exp(-0.5 * (x * x)) * (1.0 / math.sqrt(2.0 * math.pi))
+    return narrowed(g * (_normal_cdf(x) + x * density), g)
+
+
+def _each(gradient: Callable[..., Any], g: Any, x: Any) -> Any:
+    """gradient(g, x), in blocks where they are arrays."""
+    return gradient(g, x) if isinstance(g, Tensor) else blockwise(gradient, g, x)
 
 
 def _normal_cdf(x: Any) -> Any:
@@ -603,13 +617,21 @@ class GeluTanh(Function):
 
     def forward(self, x: Array) -> Array:
         self.save(x)
-        return narrowed(x * _gelu_gate(widened(x)), x)
+        return blockwise(_gelu_tanh, x)
 
     def backward(self, g: Any, x: Any) -> Any:
-        x = widened(x)
-        s = _gelu_gate(x)
-        slope = _C0 + (3.0 * _C0 * _C1) * (x * x)
-        return g * (s + 2.0 * x * slope * (s - s * s))
+        return _each(_gelu_tanh_gradient, g, x)
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return narrowed(x * _gelu_gate(widened(x)), x)
+
+
+def _gelu_tanh_gradient(g: Any, x: Any) -> Any:
+    x = widened(x)
+    s = _gelu_gate(x)
+    slope = _C0 + (3.0 * _C0 * _C1) * (x * x)
+    return narrowed(g * (s + 2.0 * x * slope * (s - s * s)), g)
 
 
 def _gelu_gate(x: Any) -> Any:
@@ -621,11 +643,19 @@ class Silu(Function):
 
     def forward(self, x: Array) -> Array:
         self.save(x)
-        return narrowed(x * sigmoid_of(x), x)
+        return blockwise(_silu, x)
 
     def backward(self, g: Any, x: Any) -> Any:
-        s = sigmoid_of(x)
-        return g * (s + x * (s - s * s))
+        return _each(_silu_gradient, g, x)
+
+
+def _silu(x: Array) -> Array:
+    return narrowed(x * sigmoid_of(x), x)
+
+
+def _silu_gradient(g: Any, x: Any) -> Any:
+    s = sigmoid_of(x)
+    return narrowed(g * (s + x * (s - s * s)), g)
 
 
 class Softplus(Function):
@@ -637,7 +667,7 @@ class Softplus(Function):
         return xp.maximum(x, x.dtype.type(0)) + xp.log1p(xp.exp(-xp.abs(x)))
 
     def backward(self, g: Any, x: Any) -> Any:
-        return g * sigmoid_of(x)
+        return narrowed(g * sigmoid_of(x), g)
 
 
 def relu(x: Any) -> Tensor:

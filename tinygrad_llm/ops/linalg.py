@@ -64,6 +64,14 @@ def column_sum(rows: Any) -> Any:
     return namespace(rows).ones(rows.shape[0], dtype=rows.dtype) @ rows
 
 
+def row_mean(rows: Any) -> Any:
+    """The mean of each row of a matrix, as a column; the product with 1/n again."""
+    if isinstance(rows, Tensor):
+        return rows.mean(axis=1, keepdims=True)
+    n = rows.shape[1]
+    return rows @ namespace(rows).full((n, 1), 1.0 / n, dtype=rows.dtype)
+
+
 def matmul(a: Any, b: Any) -> Tensor:
     """y = A B over the last two axes, the others broadcast; vectors as in NumPy.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tinygrad_llm.autograd import Function
-from tinygrad_llm.backend import Array, namespace
+from tinygrad_llm.backend import Array, namespace, row_blocks
 from tinygrad_llm.ops.convert import as_float, as_tensor, narrowed, widened
-from tinygrad_llm.ops.linalg import column_sum
+from tinygrad_llm.ops.linalg import column_sum, row_mean
 from tinygrad_llm.ops.shape import copy
 from tinygrad_llm.tensor import Tensor
 
@@ -17,40 +18,44 @@ class LayerNorm(Function):
 
     dx = (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)) / σ with ĝ = g ⊙ w;  dw = Σ g ⊙ x̂, db = Σ g over rows
 
-    On rows: x (N, C), w and b (C,) or absent.
+    On rows: x (N, C), w and b (C,) or absent. x̂ is not kept: in the cache it is computed again in
+    less time than it takes to fetch it from memory.
     """
 
     def forward(
         self, x: Array, w: Array | None = None, b: Array | None = None, *, eps: float
     ) -> Array:
         self.eps, self.has = eps, (w is not None, b is not None)
-        xhat, rstd = _standardise(x, eps)
         self.save(x, w)
-        self.keep((xhat, rstd))
-        y = xhat if w is None else xhat * w
-        return narrowed(y if b is None else y + b, x)
+        y = namespace(x).empty(x.shape, dtype=x.dtype)
+        for rows in row_blocks(x):
+            xhat, _ = _standardise(x[rows], eps)
+            if w is not None:
+                xhat *= w
+            if b is not None:
+                xhat += b
+            y[rows] = xhat
+        return y
 
     def backward(self, g: Any, x: Any, w: Any = None) -> Any:
-        xhat, rstd = self.kept or _standardise(x, self.eps)
-        gw = g if w is None else g * w
-        dx = None
-        if self.needs(0):
-            mean_g = gw.mean(axis=1, keepdims=True)
-            mean_gx = (gw * xhat).mean(axis=1, keepdims=True)
-            dx = (gw - mean_g - xhat * mean_gx) * rstd
+        dx, dw, db = _over_rows(_layer_norm_gradient, g, x, w, self.eps)
         has_w, has_b = self.has
-        dw = (column_sum(g * xhat) if self.needs(1) else None,) if has_w else ()
-        db = (column_sum(g) if self.needs(1 + has_w) else None,) if has_b else ()
-        return (dx, *dw, *db)
+        return (dx, *(dw,) * has_w, *(db,) * has_b)
+
+
+def _layer_norm_gradient(g: Any, x: Any, w: Any, eps: float) -> tuple[Any, Any, Any]:
+    xhat, rstd = _standardise(x, eps)
+    gw = g if w is None else g * w
+    dx = (gw - row_mean(gw) - xhat * row_mean(gw * xhat)) * rstd
+    return dx, column_sum(g * xhat), column_sum(g)
 
 
 def _standardise(x: Any, eps: float) -> Any:
     """x̂ and 1/σ of rows; of Tensors it is recorded, for the second order."""
     x = widened(x)
-    xhat = x - x.mean(axis=1, keepdims=True)
-    variance = (xhat * xhat).mean(axis=1, keepdims=True)
-    rstd = 1.0 / namespace(x).sqrt(variance + eps)
-    return xhat * rstd, rstd
+    centred = x - row_mean(x)
+    rstd = 1.0 / namespace(x).sqrt(row_mean(centred * centred) + eps)
+    return centred * rstd, rstd
 
 
 class RMSNorm(Function):
@@ -61,22 +66,42 @@ class RMSNorm(Function):
 
     def forward(self, x: Array, w: Array | None = None, *, eps: float) -> Array:
         self.eps = eps
-        xhat, inverse = _scale_by_rms(x, eps)
         self.save(x, w)
-        self.keep((xhat, inverse))
-        return narrowed(xhat if w is None else xhat * w, x)
+        y = namespace(x).empty(x.shape, dtype=x.dtype)
+        for rows in row_blocks(x):
+            xhat, _ = _scale_by_rms(x[rows], eps)
+            y[rows] = xhat if w is None else xhat * w
+        return y
 
     def backward(self, g: Any, x: Any, w: Any = None) -> Any:
-        xhat, inverse = self.kept or _scale_by_rms(x, self.eps)
-        gw = g if w is None else g * w
-        dx = (gw - xhat * (gw * xhat).mean(axis=1, keepdims=True)) * inverse
-        return dx if w is None else (dx, column_sum(g * xhat))
+        dx, dw = _over_rows(_rms_norm_gradient, g, x, w, self.eps)
+        return dx if w is None else (dx, dw)
+
+
+def _rms_norm_gradient(g: Any, x: Any, w: Any, eps: float) -> tuple[Any, Any]:
+    xhat, inverse = _scale_by_rms(x, eps)
+    gw = g if w is None else g * w
+    return (gw - xhat * row_mean(gw * xhat)) * inverse, column_sum(g * xhat)
 
 
 def _scale_by_rms(x: Any, eps: float) -> Any:
     x = widened(x)
-    inverse = 1.0 / namespace(x).sqrt((x * x).mean(axis=1, keepdims=True) + eps)
+    inverse = 1.0 / namespace(x).sqrt(row_mean(x * x) + eps)
     return x * inverse, inverse
+
+
+def _over_rows(
+    gradient: Callable[..., tuple[Any, ...]], g: Any, x: Any, w: Any, eps: float
+) -> tuple[Any, ...]:
+    """gradient(g, x, w, eps): dx, and sums over rows. Of arrays, a block of rows at a time."""
+    if isinstance(g, Tensor):
+        return gradient(g, x, w, eps)
+    dx = namespace(x).empty(x.shape, dtype=x.dtype)
+    sums: list[Any] = []
+    for rows in row_blocks(x):
+        dx[rows], *parts = gradient(g[rows], x[rows], w, eps)
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+    return (dx, *[narrowed(total, x) for total in sums])
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:

@@ -103,9 +103,9 @@ class Var(Reduction):
         return narrowed(widened(x).var(axis=axis, ddof=ddof, keepdims=keepdims), x)
 
     def backward(self, g: Any, x: Any) -> Any:
-        x = widened(x)
-        centred = x - x.mean(axis=self.axis, keepdims=True)
-        return self.keepdims(g) * (2.0 / self.dof) * centred
+        wide = widened(x)
+        centred = wide - wide.mean(axis=self.axis, keepdims=True)
+        return narrowed(self.keepdims(g) * (2.0 / self.dof) * centred, x)
 
 
 class Std(Reduction):
@@ -119,9 +119,9 @@ class Std(Reduction):
         return y
 
     def backward(self, g: Any, x: Any, y: Any) -> Any:
-        g, y, x = self.keepdims(g), self.keepdims(y), widened(x)
-        centred = x - x.mean(axis=self.axis, keepdims=True)
-        return g * centred / (self.dof * namespace(g).where(y == 0, 1.0, y))
+        g, y, wide = self.keepdims(g), self.keepdims(y), widened(x)
+        centred = wide - wide.mean(axis=self.axis, keepdims=True)
+        return narrowed(g * centred / (self.dof * namespace(g).where(y == 0, 1.0, y)), x)
 
 
 class Amax(Reduction):

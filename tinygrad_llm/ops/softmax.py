@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Function
-from tinygrad_llm.backend import Array, is_float, namespace
+from tinygrad_llm.backend import Array, is_float, namespace, row_blocks
 from tinygrad_llm.ops.convert import as_array, as_float, as_tensor, narrowed, widened
 from tinygrad_llm.ops.reduce import Reduction, kept_shape, sum_of
 from tinygrad_llm.tensor import Axis, Tensor
@@ -102,7 +102,7 @@ def softmax(x: Any, axis: int = -1) -> Tensor:
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
-    """y = x − ln Σ eˣ along `axis`, its logarithm without its underflow; −∞ where x is."""
+    """y = x − ln Σ eˣ along `axis`: ln softmax(x) without its underflow; −∞ where x is."""
     return LogSoftmax.apply(as_float(x), axis=axis)
 
 
@@ -130,59 +130,58 @@ class CrossEntropy(Function):
         class_weight: Array | None,
         smoothing: float,
     ) -> Array:
-        xp, wide = namespace(x), widened(x)
         self.target, self.counted = target, counted
         self.class_weight, self.smoothing = class_weight, smoothing
-        self.rows = xp.arange(x.shape[0])
-        m = _finite_max(wide, 1)
-        shifted = wide - m
-        total = xp.exp(shifted).sum(axis=1)
-        log_total = xp.log(total)
         self.save(x)
-        self.keep((m, total))
-        y = (log_total - shifted[self.rows, target]) * self._target_weight(wide)
-        if smoothing:
-            y *= 1.0 - smoothing
-            spread = (shifted - log_total[:, None]) * self._spread_weight(wide)
-            y -= spread.sum(axis=1)
-        return narrowed(xp.where(counted, y, y.dtype.type(0)), x)
+        y = namespace(x).empty(len(x), dtype=x.dtype)
+        for rows in row_blocks(x):
+            y[rows] = self._losses(widened(x[rows]), target[rows])
+        return namespace(x).where(counted, y, x.dtype.type(0))
 
     def backward(self, g: Any, x: Any) -> Any:
-        xp = namespace(g)
         g = g * self.counted
         if isinstance(g, Tensor):
-            p = softmax(x, axis=1)
-            q = self._soft_target(x.data)
-            return g.reshape(-1, 1) * (p * q.sum(axis=1, keepdims=True) - q)
-        x, (m, total) = widened(x), self.kept
-        p = xp.exp(x - m)  # not e^(x − (m + ln total)): that sum rounds away digits
+            q = self._soft_target(x.data, self.target)
+            return g.reshape(-1, 1) * (softmax(x, axis=1) * q.sum(axis=1, keepdims=True) - q)
+        dx = namespace(x).empty(x.shape, dtype=x.dtype)
+        for rows in row_blocks(x):
+            dx[rows] = self._gradient(g[rows], widened(x[rows]), self.target[rows])
+        return dx
+
+    def _losses(self, x: Array, target: Array) -> Array:
+        xp = namespace(x)
+        shifted = x - _finite_max(x, 1)
+        log_total = xp.log(xp.exp(shifted).sum(axis=1))
+        y = (log_total - shifted[xp.arange(len(x)), target]) * self._target_weight(x, target)
         if self.smoothing:
-            q = self._soft_target(x)
-            p *= (q.sum(axis=1) / total)[:, None]
-            p -= q
-            p *= g[:, None]
-        else:
-            g = g * self._target_weight(x)
-            p *= (g / total)[:, None]
-            p[self.rows, self.target] -= g
+            y *= 1.0 - self.smoothing
+            y -= ((shifted - log_total[:, None]) * self._spread_weight(x)).sum(axis=1)
+        return y
+
+    def _gradient(self, g: Array, x: Array, target: Array) -> Array:
+        p = softmax_of(x, axis=1)
+        if self.smoothing:
+            q = self._soft_target(x, target)
+            return (p * q.sum(axis=1, keepdims=True) - q) * g[:, None]
+        g = g * self._target_weight(x, target)
+        p *= g[:, None]
+        p[namespace(x).arange(len(x)), target] -= g
         return p
 
-    def _target_weight(self, x: Array) -> Any:
+    def _target_weight(self, x: Array, target: Array) -> Any:
         """w_t for each row; 1 without class weights."""
-        if self.class_weight is None:
-            return x.dtype.type(1)
-        return self.class_weight[self.target]
+        return x.dtype.type(1) if self.class_weight is None else self.class_weight[target]
 
     def _spread_weight(self, x: Array) -> Any:
         """ε/C, or ε/C · w_c: what label smoothing gives to every class."""
         share = x.dtype.type(self.smoothing / x.shape[1])
         return share if self.class_weight is None else share * self.class_weight
 
-    def _soft_target(self, x: Array) -> Array:
+    def _soft_target(self, x: Array, target: Array) -> Array:
         """q: the weights of the log-probabilities in the loss, a row per example."""
-        q = namespace(x).zeros(x.shape, dtype=x.dtype)
-        q += self._spread_weight(x)
-        q[self.rows, self.target] += (1.0 - self.smoothing) * self._target_weight(x)
+        xp = namespace(x)
+        q = xp.zeros(x.shape, dtype=x.dtype) + self._spread_weight(x)
+        q[xp.arange(len(x)), target] += (1.0 - self.smoothing) * self._target_weight(x, target)
         return q
 
 
@@ -294,10 +293,10 @@ class BinaryCrossEntropy(Function):
 
     def backward(self, g: Any, p: Any, z: Any) -> Any:
         xp, p = namespace(g), widened(p)
-        dp = g * (p - z) / xp.maximum(p * (1.0 - p), 1e-12)
+        dp = narrowed(g * (p - z) / xp.maximum(p * (1.0 - p), 1e-12), g)
         if not self.needs(1):
             return dp, None
-        return dp, g * xp.log(xp.maximum(1.0 - p, 1e-43) / xp.maximum(p, 1e-43))
+        return dp, narrowed(g * xp.log(xp.maximum(1.0 - p, 1e-43) / xp.maximum(p, 1e-43)), g)
 
 
 def binary_cross_entropy(

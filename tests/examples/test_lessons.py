@@ -1,0 +1,136 @@
+"""The lessons run as a reader runs them, keep their promises, and say what they are meant to."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LESSONS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
+
+
+def run(lesson: Path | str, folder: Path) -> str:
+    """What the lesson prints; every warning is an error, and so is an assert of its own."""
+    # One BLAS thread: small products gain nothing from two, and lose much when a core is busy.
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / lesson],
+        cwd=folder,  # a lesson works from any folder, and leaves nothing there
+        env={**os.environ, **threads, "PYTHONUTF8": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert list(folder.iterdir()) == []
+    return done.stdout
+
+
+def parts(output: str) -> list[str]:
+    """The numbered parts of what a lesson printed."""
+    return re.split(r"^(?=\d\. )", output, flags=re.MULTILINE)[1:]
+
+
+def number(pattern: str, text: str) -> float:
+    """The number that the pattern's only group finds."""
+    found = re.search(pattern, text)
+    assert found is not None, f"no {pattern!r} in:\n{text}"
+    return float(found[1])
+
+
+def test_01_gradients_by_hand_and_by_tensor_are_equal_and_the_loss_falls(tmp_path: Path) -> None:
+    output = run("01_backprop_by_hand.py", tmp_path)
+    check, tensors, training, picture = parts(output)[0:4]
+    assert len(re.findall(r"∂L/∂\w\d\[.*derived [+-]0\.\d+  nudged [+-]0\.\d+", check)) == 4
+    differences = re.findall(r"largest difference of the two gradients (\S+)", tensors)
+    assert len(differences) == 4
+    assert max(map(float, differences)) < 1e-14
+    assert number(r"step   0: loss (\S+);", training) > 0.9
+    assert number(r"step 500: loss (\S+);", training) < 0.05
+    assert number(r"(\S+)% right", picture) > 95
+    rows = [line.strip() for line in picture.splitlines()[1:]]
+    assert len(rows) == 19
+    assert {len(row) for row in rows} == {57}
+    assert set("".join(rows)) == set(".-:abc")
+
+
+def test_02_the_walk_the_refusals_and_the_memory(tmp_path: Path) -> None:
+    walk, second, memory, op, checkpoint = parts(run("02_the_graph_and_its_walk.py", tmp_path))
+    assert "2 Multiply  made from  3 Tanh and 3 Tanh" in walk
+    assert "4 Multiply  made from  x and w" in walk
+    assert number(r"x: ours \[(\S+) ", walk) == pytest.approx(1.363431, abs=1e-5)
+    assert number(r"x: .* backward\(\)'s Tensor\(\[(\S+) ", walk) == pytest.approx(1.363431)
+    assert "derivative 4 of x⁴ at 2: 24.0; its node: None" in second
+    assert "backward through Tanh a second time" in memory
+    assert "backward of Exp needs an array of shape (3,)" in memory
+    assert number(r"Softsign: worst relative error (\S+)", op) < 1e-6
+    assert "GradcheckError: Forgetful, first order: argument 0 of shape (2, 2), index" in op
+    sizes = re.findall(r"(\d+) KiB saved on the way there, (\d) call", checkpoint)
+    assert [calls for _, calls in sizes] == ["1", "2"]
+    assert int(sizes[1][0]) < int(sizes[0][0]) / 10
+
+
+def test_03_every_form_of_attention_agrees(tmp_path: Path) -> None:
+    forms, gradients, picture, root = parts(run("03_attention_from_scratch.py", tmp_path))
+    assert forms.count("largest difference") == 5
+    assert gradients.count("largest difference") == 3
+    assert "   c |        @            |" in picture
+    assert "   a |-     -   -          |" in picture
+    assert number(r"D 1024  raw   variance +(\S+)", root) > 800
+    assert number(r"D 1024  raw .*Σ p \(1 − p\) (\S+)", root) < 0.1
+    assert number(r"D 1024  / √D .*Σ p \(1 − p\) (\S+)", root) > 0.9
+
+
+def test_04_the_gpt_beats_every_baseline_and_writes_words(tmp_path: Path) -> None:
+    _, training, losses, samples = parts(run("04_train_a_character_gpt.py", tmp_path))
+    assert re.findall(r"step (\d+):", training) == ["80", "160", "240", "320", "400"]
+    table = re.findall(r"^   (\w.*?)  +(\d\.\d\d) ", losses, flags=re.MULTILINE)
+    assert [name for name, _ in table] == [
+        "all characters alike",
+        "by their frequency",
+        "by the character before",
+        "GPT, untrained",
+        "GPT, trained",
+    ]
+    uniform, unigram, bigram, untrained, trained = (float(loss) for _, loss in table)
+    assert untrained > unigram
+    assert uniform > unigram > bigram > trained
+    after = number(r"after training, (\d+)%", samples)
+    assert after > number(r"before training, (\d+)%", samples) + 20
+
+
+@pytest.mark.parametrize("lesson", LESSONS[:3], ids=lambda path: path.stem)
+def test_a_lesson_prints_the_same_every_time(lesson: Path, tmp_path: Path) -> None:
+    assert run(lesson, tmp_path) == run(lesson, tmp_path)
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_can_be_read_in_one_sitting(lesson: Path) -> None:
+    source = lesson.read_text(encoding="utf-8")
+    assert 40 <= len(source.splitlines()) <= 150
+    module = ast.parse(source)
+    title = (ast.get_docstring(module) or "").partition("\n")[0]
+    assert title.startswith(f"Lesson {int(lesson.name[:2])}: ")
+    last = module.body[-1]
+    assert isinstance(last, ast.If)
+    assert ast.unparse(last.test) == "__name__ == '__main__'"
+    packages = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) or ""
+        for node in ast.walk(module)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    roots = {name.partition(".")[0] for name in packages} - sys.stdlib_module_names
+    assert roots == {"numpy", "tinygrad_llm"}  # nothing to plot with, nothing else to install
+
+
+def test_the_index_names_every_lesson_and_every_lesson_is_tested_here() -> None:
+    index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((\d\d_\w+\.py)\)", index)
+    assert linked == [lesson.name for lesson in LESSONS]
+    tested = re.findall(r'run\("(\w+\.py)", tmp_path\)', Path(__file__).read_text(encoding="utf-8"))
+    assert tested == linked
