@@ -18,7 +18,7 @@ demo: $(VENV)/.plots
 	$(BIN)/tinygrad-llm pretrain gpt --preset demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

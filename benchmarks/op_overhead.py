@@ -100,7 +100,8 @@ def table(times: dict[str, dict[str, list[float]]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, found in times.items():
         cells = [name]
-        for key in ("ours forward", "ours both", "torch forward", "torch both")[: 4 if torch else 2]:
+        keys = ["ours forward", "ours both"] + ["torch forward", "torch both"] * torch
+        for key in keys:
             middle, low, high = quartiles(found[key])
             cells.append(f"{middle:.2f} ({low:.2f}–{high:.2f})")
         if torch:

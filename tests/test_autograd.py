@@ -11,6 +11,7 @@ import pytest
 import tinygrad_llm as tg
 from tinygrad_llm import Tensor, autograd, ops
 from tinygrad_llm.autograd import Function, mark_written
+from tinygrad_llm.ops.elementwise import Exp
 
 
 def leaf(*shape: int, seed: int = 0) -> Tensor:
@@ -183,6 +184,41 @@ def test_an_op_may_refuse_the_second_order_by_name() -> None:
         with pytest.raises(RuntimeError, match=f"{op.__name__} has no second-order gradient"):
             tg.grad(y, x, create_graph=True)
         op.apply(x).sum().backward()  # the first order is no trouble
+
+
+def test_apply_takes_tensors() -> None:
+    for recording in (tg.enable_grad, tg.no_grad):
+        with recording(), pytest.raises(TypeError, match=r"takes Tensors, got ndarray"):
+            Exp.apply(np.ones(3))  # pyright: ignore[reportArgumentType]
+
+
+def test_errors_from_within_say_in_which_op() -> None:
+    class Forgetful(Function):
+        def forward(self, x: np.ndarray) -> np.ndarray:
+            return x * x
+
+        def backward(self, g: np.ndarray, x: np.ndarray) -> np.ndarray:
+            return g * x
+
+    x = leaf(3)
+    with pytest.raises(ValueError, match="broadcast") as caught:
+        x + leaf(2)  # pyright: ignore[reportUnusedExpression]
+    assert caught.value.__notes__ == ["in Add of float64(3,), float64(2,)"]
+    with pytest.raises(TypeError) as error:
+        Forgetful.apply(x).sum().backward()
+    assert error.value.__notes__ == ["in the backward of Forgetful, with 0 saved"]
+
+
+def test_backward_must_return_a_gradient_per_input() -> None:
+    class Short(Function):
+        def forward(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return a + b
+
+        def backward(self, g: np.ndarray) -> np.ndarray:
+            return g
+
+    with pytest.raises(TypeError, match="backward of Short returned 1 gradients for 2 inputs"):
+        Short.apply(leaf(3), leaf(3)).sum().backward()
 
 
 # --- recording ------------------------------------------------------------------------------------

@@ -126,16 +126,16 @@ class Function:
     def apply(cls, *inputs: Tensor, **options: Any) -> Tensor:
         """Compute the op on Tensors, and record it when a gradient may be asked for."""
         node = cls()
-        arrays = [x.data for x in inputs]
         level = mode.level
-        if level & RECORD:
-            parents = tuple([x.node for x in inputs])
-            if any(parents):
-                node.parents = parents
         try:
+            arrays = [x.data for x in inputs]
+            if level & RECORD:
+                parents = tuple([x.node for x in inputs])
+                if any(parents):
+                    node.parents = parents
             y = node.forward(*arrays, **options)
         except Exception as error:
-            error.add_note(f"in {cls.__name__} of {_describe(arrays)}")
+            _explain(error, cls, inputs)
             raise
         out = _new(Tensor)
         out.data = y if type(y) is np.ndarray else _as_array(y)
@@ -214,14 +214,15 @@ class Function:
         return type(self).__name__ + (f" ({self.site})" if self.site else "")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"
+        return f"<{type(self).__name__} {getattr(self, 'tick', 'unrecorded')}>"
 
 
 class Leaf:
     """The node of a Tensor that the user made: where gradients arrive."""
 
     __slots__ = ("__weakref__", "hooks", "tensor", "tick")
-    parents: tuple[()] = ()
+    parents: ClassVar[tuple[()]] = ()
+    saved: ClassVar[tuple[()]] = ()
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = weakref.ref(tensor)
@@ -251,7 +252,7 @@ class Leaf:
             mark_written(tensor.grad.data, "accumulation into .grad")
 
     def __repr__(self) -> str:
-        return "<Leaf>"
+        return f"<Leaf {self.tick}>"
 
 
 _new = object.__new__
@@ -268,9 +269,15 @@ def _as_array(y: Any) -> Array:
     return np.asarray(y) if isinstance(y, np.generic | np.ndarray | int | float) else y
 
 
-def _describe(arrays: Sequence[Array]) -> str:
-    """'float32(2, 3), float32(4,)'"""
-    return ", ".join(f"{a.dtype}{tuple(a.shape)}" for a in arrays)
+def _explain(error: Exception, op: type[Function], inputs: Sequence[Any]) -> None:
+    """Note on the error of a forward where it happened; raise what it should have said."""
+    for x in inputs:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{op.__name__}.apply() takes Tensors, got {type(x).__name__}; other values go in "
+                "by keyword"
+            ) from None
+    error.add_note(f"in {op.__name__} of {', '.join(f'{x.dtype}{x.shape}' for x in inputs)}")
 
 
 def _copy(g: Array, like: Array) -> Array:
@@ -360,7 +367,12 @@ def grad(
                 )
     results = [found.get(x.node) for x in xs]
     return tuple(
-        [g if g is None or isinstance(g, Tensor) else _tensor(_as_array(g), None) for g in results]
+        [
+            g
+            if g is None or isinstance(g, Tensor)
+            else _tensor(_as_array(g).astype(x.dtype, copy=False), None)
+            for g, x in zip(results, xs, strict=True)
+        ]
     )
 
 
@@ -421,10 +433,14 @@ def _walk(
             parents = node.parents
             if not parents:
                 continue
-            if create_graph:
-                gradients = node._backward_on_tensors(g)
-            else:
-                gradients = node.backward(g, *node._load())
+            try:
+                if create_graph:
+                    gradients = node._backward_on_tensors(g)
+                else:
+                    gradients = node.backward(g, *node._load())
+            except Exception as error:
+                error.add_note(f"in the backward of {node.name}, with {len(node.saved)} saved")
+                raise
             if not retain:
                 node._release()
             if type(gradients) is not tuple:

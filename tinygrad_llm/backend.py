@@ -12,10 +12,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
+
+Result = TypeVar("Result")
 
 # An array of either library; CuPy is optional, so the type cannot name it.
 Array = Any
@@ -81,32 +83,44 @@ def _gpu_index(device: str) -> int | None:
     return int(index or 0)
 
 
-BLOCK = 16384  # elements: a block and the temporaries of a formula on it stay in the L2 cache
+# A formula of ten NumPy calls walks ten times through memory. In blocks it walks through the cache
+# instead: with what a formula makes of it, a block of so many elements fits an L2 cache.
+BLOCK = 16384
 
 
 def blockwise(formula: Callable[..., Array], *arrays: Array) -> Array:
-    """y = formula(*arrays), for a formula on each element by itself, one block at a time.
+    """y = formula(*arrays), for a formula on each element by itself, a block at a time.
 
-    A formula of ten NumPy calls walks ten times through memory. In blocks it walks through the
-    cache instead, three to five times as fast on large arrays. The arrays have one shape and dtype.
-    Arrays that are small, strided or on a GPU (where a block would only cost a launch) are
-    computed whole.
+    The arrays have one shape and the result the dtype of the first. Arrays that are small, strided
+    or on a GPU are computed whole.
     """
     x = arrays[0]
     if x.size <= BLOCK or not all(type(a) is np.ndarray and a.flags.c_contiguous for a in arrays):
         return formula(*arrays)
     y = np.empty_like(x)
     out, flat = y.reshape(-1), [a.reshape(-1) for a in arrays]
-    for start in range(0, x.size, BLOCK):
-        block = slice(start, start + BLOCK)
+
+    def compute(block: slice) -> None:
         out[block] = formula(*[a[block] for a in flat])
+
+    _in_blocks(compute, x.size, 1)
     return y
 
 
-def row_blocks(x: Array) -> list[slice]:
-    """Slices that cut the rows of a matrix into blocks for the cache; on a GPU one, of all rows."""
-    step = max(1, BLOCK // max(1, x.shape[1])) if type(x) is np.ndarray else max(1, len(x))
-    return [slice(start, start + step) for start in range(0, len(x), step)] or [slice(0, 0)]
+def over_rows(function: Callable[[slice], Result], x: Array) -> list[Result]:
+    """[function(rows) for blocks of the rows of the matrix x], from the first to the last.
+
+    The function computes `x[rows]` and writes what it makes of them where no other block does.
+    """
+    if type(x) is not np.ndarray:  # on a GPU, blocks would only cost launches
+        return [function(slice(None))]
+    return _in_blocks(function, len(x), max(1, x.shape[1]))
+
+
+def _in_blocks(function: Callable[[slice], Result], n: int, width: int) -> list[Result]:
+    """Call the function with slices of 0 … n, where each of the n has `width` elements."""
+    step = max(1, BLOCK // width)
+    return [function(slice(start, start + step)) for start in range(0, max(n, 1), step)]
 
 
 # --- dtypes ---------------------------------------------------------------------------------------

@@ -184,6 +184,12 @@ class Tensor:
             )
         return function(*inputs)
 
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        function = getattr(ops, func.__name__, None)
+        if function is not None:
+            return function(*args, **kwargs)
+        return func(*_without_gradient(args, func), **kwargs)  # np.allclose(x, y) and the like
+
     def __dlpack__(self, **options: Any) -> Any:
         if self.node is not None:
             raise RuntimeError("DLPack cannot carry a gradient: export tensor.detach()")
@@ -399,10 +405,10 @@ class Tensor:
         return ops.bitwise_or(other, self)
 
     def __eq__(self, other: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ops.equal(self, other)
+        return NotImplemented if other is None else ops.equal(self, other)
 
     def __ne__(self, other: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ops.not_equal(self, other)
+        return NotImplemented if other is None else ops.not_equal(self, other)
 
     def __lt__(self, other: Any) -> Tensor:
         return ops.less(self, other)
@@ -556,6 +562,7 @@ class Tensor:
         return ops.flatten(self, start, end)
 
     def transpose(self, *axes: int | Sequence[int]) -> Tensor:
+        """All axes in a new order, as in NumPy; to exchange two, PyTorch's way: swapaxes(a, b)."""
         return ops.transpose(self, flat_shape(axes) or None)
 
     def permute(self, *axes: int | Sequence[int]) -> Tensor:
@@ -607,6 +614,20 @@ class _GradientKeeper:
         tensor = self.tensor()
         if tensor is not None:
             tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+
+
+def _without_gradient(value: Any, func: Any) -> Any:
+    """The arguments of a NumPy function with arrays for Tensors; none may require a gradient."""
+    if isinstance(value, Tensor):
+        if value.node is not None:
+            raise TypeError(
+                f"np.{func.__name__} is not recorded, and an argument requires a gradient: use "
+                "detach() on it where none shall flow"
+            )
+        return value.numpy()
+    if isinstance(value, tuple | list):
+        return type(value)([_without_gradient(v, func) for v in value])
+    return value
 
 
 def from_dlpack(source: Any) -> Tensor:

@@ -66,7 +66,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def close() -> Callable[..., None]:
-    """close(actual, expected, times=1): a Tensor with the shape, and the values to its precision."""
+    """close(actual, expected, times=1): a Tensor of that shape, equal to its dtype's precision."""
 
     def check(actual: Any, expected: Any, times: float = 1.0) -> None:
         assert isinstance(actual, Tensor)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinygrad_llm import Tensor, backend, grad, manual_seed, ops
+from tinygrad_llm.ops import attention
 
 INF = math.inf
 
@@ -53,12 +54,19 @@ def _wide(arrays):
     return [a.astype(np.float64) for a in arrays]
 
 
+@pytest.fixture(params=[(128, 65536), (2, 3), (1, 1)], ids=["whole", "pieces", "single rows"])
+def pieces(request, monkeypatch):
+    """The queries worked on at a time, and the scores: how the op cuts its work must not show."""
+    monkeypatch.setattr(attention, "_ROWS", request.param[0])
+    monkeypatch.setattr(attention, "_ROOM", request.param[1])
+
+
 # --- against the definition -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("t", "s"), [(3, 3), (1, 4), (2, 5), (5, 2), (1, 1)])
-def test_attention_is_its_definition(t, s, causal, layout, dtype, rng, close):
+@pytest.mark.parametrize(("t", "s"), [(3, 3), (1, 4), (2, 5), (5, 2), (1, 1), (4, 1)])
+def test_attention_is_its_definition(pieces, t, s, causal, layout, dtype, rng, close):
     q, k, v = (layout(a) for a in _qkv(rng, t=t, s=s, dtype=dtype))
     y = ops.scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v), is_causal=causal)
     assert y.dtype == dtype
@@ -67,10 +75,10 @@ def test_attention_is_its_definition(t, s, causal, layout, dtype, rng, close):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
-    "shape", [(2, 2, 3, 4), (1, 1, 3, 4), (2, 1, 1, 4), (3, 4), (1, 4), (2, 3, 1)]
+    "shape", [(2, 2, 3, 4), (1, 1, 3, 4), (2, 1, 1, 4), (3, 4), (1, 4), (2, 3, 1), ()]
 )
 @pytest.mark.parametrize("kind", ["boolean", "additive"])
-def test_masks_are_broadcast(kind, shape, causal, layout, rng, close):
+def test_masks_are_broadcast(pieces, kind, shape, causal, layout, rng, close):
     q, k, v = _qkv(rng, s=4)
     mask = layout(rng.random(shape) > 0.4 if kind == "boolean" else rng.normal(size=shape))
     want = _naive(q, k, v, mask, causal)
@@ -78,7 +86,7 @@ def test_masks_are_broadcast(kind, shape, causal, layout, rng, close):
         close(ops.scaled_dot_product_attention(q, k, v, m, is_causal=causal), want)
 
 
-def test_lengths_hide_padding(layout, rng, close):
+def test_lengths_hide_padding(pieces, layout, rng, close):
     q, k, v = _qkv(rng, b=4, s=5)
     lengths = layout(np.array([5, 3, 1, 0]))
     for given_lengths in (lengths, Tensor(lengths), lengths.tolist()):
@@ -90,7 +98,7 @@ def test_lengths_hide_padding(layout, rng, close):
 
 
 @pytest.mark.parametrize(("heads", "shared"), [(4, 2), (4, 1), (3, 3), (6, 2)])
-def test_grouped_heads_share_keys_and_values(heads, shared, layout, rng, close):
+def test_grouped_heads_share_keys_and_values(pieces, heads, shared, layout, rng, close):
     q, k, v = (layout(a) for a in _qkv(rng, h=heads, shared=shared, t=2, s=4))
     lengths = np.array([2, 4])
     close(ops.scaled_dot_product_attention(q, k, v), _naive(q, k, v))
@@ -103,32 +111,48 @@ def test_grouped_heads_share_keys_and_values(heads, shared, layout, rng, close):
             close(y, _naive(q, k, v, mask, True, 0.7, lengths))
 
 
-def test_any_leading_axes(rng, close):
+def test_any_leading_axes(pieces, rng, close):
     q, k, v = _qkv(rng)
     want = _naive(q, k, v)
     close(ops.scaled_dot_product_attention(q[0, 0], k[0, 0], v[0, 0]), want[0, 0])
     close(ops.scaled_dot_product_attention(q[0], k[0], v[0]), want[0])
-    five = [a.reshape(1, 2, *a.shape[1:]) for a in (q, k, v)]
+    five: Any = [a.reshape(1, 2, *a.shape[1:]) for a in (q, k, v)]
     close(ops.scaled_dot_product_attention(*five), want[None])
     y = ops.scaled_dot_product_attention(*[a[:, 0] for a in (q, k, v)], lengths=[1, 2])
     close(y, _naive(q, k, v, lengths=[1, 2])[:, 0])
 
 
-@given(st.integers(0, 3), st.integers(0, 4), st.integers(0, 3), st.integers(1, 2), st.booleans())
-def test_any_sizes_zero_too(t, s, d, group, causal):
+@given(
+    st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.integers(1, 2), st.booleans(),
+    st.sampled_from([1, 2, 128]), st.sampled_from([1, 4, 65536]),
+)  # fmt: skip
+def test_any_sizes_in_any_pieces(t, s, d, group, causal, rows, room):
     rng = np.random.default_rng(0)
     q, k, v = _qkv(rng, t=t, s=s, d=d, h=2 * group, shared=2)
-    leaves = [Tensor(a, requires_grad=True) for a in (q, k, v)]
-    y = ops.scaled_dot_product_attention(*leaves, is_causal=causal, scale=0.5)
-    np.testing.assert_allclose(y.numpy(), _naive(q, k, v, causal=causal, scale=0.5), atol=1e-12)
-    y.sum().backward()
-    for leaf in leaves:
-        assert leaf.grad is not None
-        assert leaf.grad.shape == leaf.shape
+    leaves: Any = [Tensor(a, requires_grad=True) for a in (q, k, v)]
+    plain: Any = [
+        Tensor(np.repeat(a, q.shape[1] // a.shape[1], 1), requires_grad=True) for a in (q, k, v)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_ROWS", rows)
+        patch.setattr(attention, "_ROOM", room)
+        y = ops.scaled_dot_product_attention(*leaves, is_causal=causal)
+        found = grad((y * y).sum(), leaves)
+    np.testing.assert_allclose(y.numpy(), _naive(q, k, v, causal=causal), atol=1e-12)
+    z = ops.attention_reference(*plain, is_causal=causal)
+    for g, wanted, a in zip(found, grad((z * z).sum(), plain), (q, k, v), strict=True):
+        copies = wanted.numpy().reshape(2, a.shape[1], q.shape[1] // a.shape[1], *a.shape[2:])
+        np.testing.assert_allclose(g.numpy(), copies.sum(2), atol=1e-12)
+
+
+def test_heads_of_no_size_take_the_mean_of_the_values(rng, close):
+    q, k, v = _qkv(rng, d=0)
+    y = ops.scaled_dot_product_attention(q, k, v)
+    close(y, np.broadcast_to(v.mean(2, keepdims=True), y.shape))
 
 
 @pytest.mark.parametrize("masking", ["none", "causal", "boolean", "additive"])
-def test_the_fused_op_equals_the_reference_also_in_its_gradients(masking, rng, close):
+def test_the_fused_op_equals_the_reference_also_in_its_gradients(pieces, masking, rng, close):
     arrays = _qkv(rng, t=3, s=4)
     mask = {
         "boolean": Tensor(rng.random((3, 4)) > 0.3),
@@ -137,19 +161,19 @@ def test_the_fused_op_equals_the_reference_also_in_its_gradients(masking, rng, c
     options: dict[str, Any] = {"is_causal": masking == "causal", "attn_mask": mask.get(masking)}
     found = []
     for function in (ops.scaled_dot_product_attention, ops.attention_reference):
-        leaves = [Tensor(a, requires_grad=True) for a in arrays]
+        leaves: Any = [Tensor(a, requires_grad=True) for a in arrays]
         y = function(*leaves, **options)
         found.append((y, *grad((y * y).sum(), leaves)))
     for fused, plain in zip(*found, strict=True):
         close(fused, plain.numpy())
 
 
-def test_dropout_is_that_of_the_reference_from_the_same_seed(rng, close):
+def test_dropout_is_that_of_the_reference_from_the_same_seed(pieces, rng, close):
     arrays = _qkv(rng)
     results = []
     for function in (ops.scaled_dot_product_attention, ops.attention_reference):
         manual_seed(5)
-        leaves = [Tensor(a, requires_grad=True) for a in arrays]
+        leaves: Any = [Tensor(a, requires_grad=True) for a in arrays]
         y = function(*leaves, dropout_p=0.5)
         results.append((y, *grad(y.sum(), leaves), backend.random.state()))
     *fused, fused_state = results[0]
@@ -167,7 +191,7 @@ def test_dropout_preserves_the_mean(rng):
     assert (y.numpy() != 1).any()
 
 
-def test_grouped_heads_are_dropped_as_if_they_were_repeated(rng, close):
+def test_grouped_heads_are_dropped_as_if_they_were_repeated(pieces, rng, close):
     q, k, v = _qkv(rng, h=4, shared=2)
     manual_seed(2)
     grouped = ops.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
@@ -191,7 +215,9 @@ def test_grouped_heads_are_dropped_as_if_they_were_repeated(rng, close):
     ids=["boolean", "additive", "together"],
 )
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_a_query_that_sees_nothing_gives_zeros_and_zero_gradients(options, create_graph, rng):
+def test_a_query_that_sees_nothing_gives_zeros_and_zero_gradients(
+    pieces, options, create_graph, rng
+):
     q, k, v = (Tensor(a, requires_grad=True) for a in _qkv(rng, b=1, t=2, s=2))
     y = ops.scaled_dot_product_attention(q, k, v, **options)
     assert (y.numpy()[..., 1, :] == 0).all()
@@ -204,7 +230,7 @@ def test_a_query_that_sees_nothing_gives_zeros_and_zero_gradients(options, creat
     assert (q.grad.numpy()[..., 1, :] == 0).all()
 
 
-def test_causal_with_more_queries_than_keys_hides_the_first(rng):
+def test_causal_with_more_queries_than_keys_hides_the_first(pieces, rng):
     q, k, v = _qkv(rng, t=4, s=2)
     y = ops.scaled_dot_product_attention(q, k, v, is_causal=True).numpy()
     assert (y[..., :2, :] == 0).all()
@@ -270,8 +296,9 @@ def test_what_does_not_fit_is_refused():
     for p in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"dropout_p must be in \[0, 1\)"):
             call(dropout_p=p)
+    wide = np.ones((2, 2))
     with pytest.raises(TypeError, match="one dtype, got float32, float64"):
-        ops.scaled_dot_product_attention(np.ones((2, 2), np.float32), *[np.ones((2, 2))] * 2)
+        ops.scaled_dot_product_attention(np.ones((2, 2), np.float32), wide, wide)
 
 
 def test_a_mask_overwritten_before_backward_is_not_used(rng):

@@ -44,9 +44,11 @@ def test_arange_counts_as_numpy_does(span):
     np.testing.assert_array_equal(y.numpy(), np.arange(*span))
 
 
-def test_arange_of_numpy_integers_is_of_integers():
-    assert ops.arange(np.int64(3)).dtype == np.int64
-    assert ops.arange(np.prod((2, 3))).tolist() == [0, 1, 2, 3, 4, 5]
+@pytest.mark.parametrize("n", [np.int64(3), np.prod((3, 1)), np.uint8(3)])
+def test_arange_of_numpy_integers_is_of_integers(n):
+    y = ops.arange(n)
+    assert y.dtype == np.int64
+    assert y.tolist() == [0, 1, 2]
     assert ops.arange(3, dtype="float64").dtype == np.float64
 
 

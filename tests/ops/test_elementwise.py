@@ -268,7 +268,7 @@ def test_integers_stay_integers_where_the_result_is_one():
 
 def test_a_shape_that_does_not_fit_is_refused_with_both_shapes():
     with pytest.raises(ValueError, match=r"\(2,3\).*\(2,4\)"):
-        Tensor(np.ones((2, 3))) + Tensor(np.ones((2, 4)))
+        ops.add(np.ones((2, 3)), np.ones((2, 4)))
 
 
 def test_no_integer_dtype_holds_uint64_and_int64():
@@ -436,9 +436,9 @@ def test_masked_fill_equals_its_definition(layout, dtype, rng):
 
 def test_masks_must_be_boolean_and_fit():
     x = Tensor([1.0, 2.0])
-    with pytest.raises(TypeError, match="boolean.*int64"):
+    with pytest.raises(TypeError, match=r"boolean.*int64"):
         ops.where(Tensor([1, 0]), x, x)
-    with pytest.raises(TypeError, match="boolean.*float32"):
+    with pytest.raises(TypeError, match=r"boolean.*float32"):
         ops.masked_fill(x, x, 0.0)
     with pytest.raises(ValueError, match=r"\(2,3\)|\(2, 3\)"):
         ops.masked_fill(x, np.ones((2, 3), bool), 0.0)

@@ -138,7 +138,7 @@ def test_the_gradient_of_writing_goes_to_the_values_that_stay(case):
     "index",
     [0, -1, slice(1, None), (slice(None), 0), ..., None, (..., None, 0), True, False, np.True_,
      [0, 2], [], [True, False, True], ([0, 2], slice(None), [1, 0]), np.array([[0, 1], [2, 0]]),
-     (slice(None, None, -1), [[1], [0]]), np.array(1), np.uint8([2, 0]), (0, 1, 2), ()],
+     (slice(None, None, -1), [[1], [0]]), np.array(1), np.array([2, 0], np.uint8), (0, 1, 2), ()],
 )  # fmt: skip
 def test_kinds_of_index(index, layout):
     x = layout(_numbers(3, 4, 5))
@@ -235,7 +235,7 @@ def test_take_along_axis_equals_numpy(shape, data):
     x = _numbers(*shape)
     axis = data.draw(st.integers(-x.ndim, x.ndim - 1))
     length = data.draw(st.integers(0, 4))
-    wanted = [length if i == axis % x.ndim else n for i, n in enumerate(shape)]
+    wanted = tuple([length if i == axis % x.ndim else n for i, n in enumerate(shape)])
     index = data.draw(
         hnp.arrays(np.int64, wanted, elements=st.integers(-shape[axis], shape[axis] - 1))
     )
@@ -262,17 +262,17 @@ def test_argmax_and_argsort_are_read_back(rng):
 def gathers(draw: st.DrawFn) -> tuple[np.ndarray, int, np.ndarray]:
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=4))
     axis = draw(st.integers(0, len(shape) - 1))
-    sizes = [draw(st.integers(0, 4 if i == axis else n)) for i, n in enumerate(shape)]
+    sizes = tuple([draw(st.integers(0, 4 if i == axis else n)) for i, n in enumerate(shape)])
     index = draw(hnp.arrays(np.int64, sizes, elements=st.integers(0, shape[axis] - 1)))
     return _numbers(*shape), axis, index
 
 
 def _places(axis: int, index: np.ndarray) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(place in index, place in x) by PyTorch's definition, element by element."""
-    found = []
-    for place in itertools.product(*map(range, index.shape)):
-        found.append((place, (*place[:axis], int(index[place]), *place[axis + 1 :])))
-    return found
+    return [
+        (place, (*place[:axis], int(index[place]), *place[axis + 1 :]))
+        for place in itertools.product(*map(range, index.shape))
+    ]
 
 
 @given(gathers())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ml_dtypes
 import numpy as np
 import pytest
 
-from tinygrad_llm import Tensor, backend, grad
+from tinygrad_llm import Tensor, backend, grad, ops
 from tinygrad_llm.ops.convert import Cast
 from tinygrad_llm.ops.samples import Sample, samples
 
@@ -46,6 +48,23 @@ def test_single_precision_stays_single_and_is_right(name: str) -> None:
         if g is not None and w is not None:
             assert g.dtype == np.float32
             _agree(g, w, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_gradients_are_accumulated_in_float32(dtype: type) -> None:
+    """bfloat16 stops counting at 256, float16 at 2048."""
+    places = np.zeros(6144, np.int64)
+    uses: dict[str, Callable[[Tensor], Tensor]] = {
+        "broadcast": lambda x: x.broadcast_to((6144, 1)),
+        "added": lambda x: Tensor(np.zeros((6144, 1), dtype)) + x,
+        "indexed": lambda x: x[places],
+        "embedded": lambda x: ops.embedding(places, x),
+    }
+    for name, use in uses.items():
+        x = Tensor(np.ones((1, 1), dtype), requires_grad=True)
+        use(x).sum().backward()
+        assert x.grad is not None
+        assert float(x.grad.item()) == 6144, name
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

@@ -67,11 +67,12 @@ def test_reshape_equals_numpy(shape, layout):
     _same(Tensor(x).reshape(-1), x.reshape(-1))
 
 
-def test_reshape_takes_numpy_integers():
+@pytest.mark.parametrize("six", [np.prod((2, 3)), np.int32(6)])
+def test_reshape_takes_numpy_integers(six):
     x = Tensor(np.ones((2, 3)))
-    assert x.reshape(np.prod(x.shape)).shape == (6,)
-    assert x.reshape(np.int64(3), -1).shape == (3, 2)
-    assert ops.reshape(x, np.int64(6)).shape == (6,)
+    assert x.reshape(six).shape == (6,)
+    assert x.reshape(six // 2, -1).shape == (3, 2)
+    assert ops.reshape(x, six).shape == (6,)
 
 
 def test_reshape_is_a_view_where_there_can_be_one():
@@ -322,10 +323,10 @@ def test_flip_and_roll_equal_numpy(x, data):
 
 def test_roll_takes_a_shift_per_axis():
     x = _numbers((3, 4), np.float32)
-    for shift, axis in (((1, 2), (0, 1)), ([1, 2], [0, 1])):
+    for shift in ((1, 2), [1, 2]):
         leaf = Tensor(x, requires_grad=True)
-        y = ops.roll(leaf, shift, axis)
-        np.testing.assert_array_equal(y.numpy(), np.roll(x, shift, axis))
+        y = ops.roll(leaf, shift, (0, 1))
+        np.testing.assert_array_equal(y.numpy(), np.roll(x, shift, (0, 1)))
         y[0, 0].backward()
         assert leaf.grad is not None
         assert leaf.grad[2, 2].item() == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_an_axis_that_is_not_there_is_refused():
 # --- cross-entropy against PyTorch's documentation ------------------------------------------------
 
 
-def _documented(x, target, weight, ignore_index, reduction, smoothing):
+def _documented(x, target, weight, ignore_index, reduction, smoothing) -> Any:
     """torch.nn.CrossEntropyLoss, class indices, element by element in float64."""
     n, classes = x.shape
     w = np.ones(classes) if weight is None else weight

@@ -9,6 +9,7 @@ from tinygrad_llm.ops.attention import (
 )
 from tinygrad_llm.ops.convert import (
     as_tensor,
+    asarray,
     astype,
     to_device,
 )
@@ -66,6 +67,7 @@ from tinygrad_llm.ops.elementwise import (
     sin,
     softplus,
     sqrt,
+    square,
     subtract,
     tanh,
     where,
@@ -153,6 +155,7 @@ __all__ = [
     "argsort",
     "as_index",
     "as_tensor",
+    "asarray",
     "astype",
     "attention_reference",
     "binary_cross_entropy",
@@ -240,6 +243,7 @@ __all__ = [
     "softplus",
     "split",
     "sqrt",
+    "square",
     "squeeze",
     "stack",
     "std",

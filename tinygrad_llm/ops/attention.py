@@ -18,8 +18,9 @@ from tinygrad_llm.ops.convert import as_array, as_float, as_tensor
 from tinygrad_llm.ops.dropout import dropout, keep_mask
 from tinygrad_llm.ops.elementwise import masked_fill
 from tinygrad_llm.ops.linalg import matmul
+from tinygrad_llm.ops.reduce import sum_of
 from tinygrad_llm.ops.shape import sum_to
-from tinygrad_llm.ops.softmax import softmax, softmax_of
+from tinygrad_llm.ops.softmax import finite_max, softmax
 from tinygrad_llm.tensor import Tensor
 
 
@@ -49,50 +50,61 @@ class Attention(Function):
     ) -> Array:
         self.hidden, self.causal, self.scale = hidden, causal, scale
         self.has_bias, self.keep_scale = bias is not None, 1.0 / (1.0 - p)
-        xp, scores = namespace(q), (*q.shape[:-1], k.shape[-2])
-        mask = keep_mask(scores, p, *draw, xp) if p else None
-        self.save(q, k, v, bias, mask)
+        xp = namespace(q)
+        mask = keep_mask((*q.shape[:-1], k.shape[-2]), p, *draw, xp) if p else None
         y = xp.empty((*q.shape[:-1], v.shape[-1]), dtype=v.dtype)
+        largest, share = (xp.empty((*q.shape[:-1], 1), dtype=q.dtype) for _ in range(2))
         for piece in _pieces(q, k, causal):
-            weights = self._probabilities(
-                piece, piece.queries(q), piece.keys(k), piece.scores(bias)
-            )
-            y[piece.at_queries(y)] = self._dropped(weights, piece.scores(mask)) @ piece.keys(v)
+            weights = self._scores(piece, piece.queries(q), piece.keys(k), piece.scores(bias))
+            m = finite_max(weights, -1)
+            weights -= m
+            xp.exp(weights, out=weights)
+            total = sum_of(weights, -1, True)
+            r = 1.0 / xp.where(total == 0, total.dtype.type(1), total)
+            largest[piece.at_queries(largest)], share[piece.at_queries(share)] = m, r
+            y[piece.at_queries(y)] = (
+                self._dropped(weights, piece.scores(mask)) @ piece.keys(v)
+            ) * r  # dividing (T, D) instead of (T, S)
+        self.save(q, k, v, bias, mask)
+        self.keep((largest, share))
         return y
 
-    def _probabilities(self, piece: _Piece, q: Any, k: Any, bias: Any) -> Any:
-        """P (…, T, S) of a piece. Of Tensors it is recorded, for the second order."""
+    def _scores(self, piece: _Piece, q: Any, k: Any, bias: Any) -> Any:
+        """s Q Kᵀ + bias of a piece, −∞ where it is hidden. Of Tensors it is recorded."""
         scores = (q * self.scale) @ k.swapaxes(-1, -2)  # (…, T, D) x (…, D, S) -> (…, T, S)
-        scores = scores if bias is None else scores + bias
-        for hidden in (piece.scores(self.hidden), piece.future() if self.causal else None):
-            if hidden is None:
-                continue
+        if bias is not None:
+            scores = scores + bias
+        if self.causal and piece.diagonal < piece.end:
+            future = namespace(q).asarray(piece.future(), dtype=q.dtype)
             if isinstance(scores, Tensor):
-                scores = masked_fill(scores, hidden, -np.inf)
+                scores = scores + future
             else:
-                xp = namespace(scores)
-                xp.copyto(scores, scores.dtype.type(-np.inf), where=xp.asarray(hidden))
-        return softmax(scores) if isinstance(scores, Tensor) else softmax_of(scores, -1, out=scores)
+                scores[..., piece.diagonal :] += future[:, piece.diagonal :]
+        hidden = piece.scores(self.hidden)
+        if hidden is not None and isinstance(scores, Tensor):
+            scores = masked_fill(scores, hidden, -np.inf)
+        elif hidden is not None:
+            namespace(q).copyto(scores, scores.dtype.type(-np.inf), where=hidden)
+        return scores
 
     def _dropped(self, x: Any, mask: Array | None) -> Any:
         return x if mask is None else x * mask * self.keep_scale
 
     def backward(self, g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Array | None) -> Any:
         if isinstance(g, Tensor):
-            whole = _whole(q, k)
-            return self._gradients(whole, g, q, k, v, bias, mask)[: 3 + self.has_bias]
-        xp = namespace(g)
+            p = softmax(self._scores(_whole(q, k), q, k, bias))
+            return self._gradients(p, g, q, k, v, bias, mask)[: 3 + self.has_bias]
+        xp, (largest, share) = namespace(g), self.kept
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
         dbias = xp.zeros_like(bias) if self.has_bias else None
         for piece in _pieces(q, k, self.causal):
+            inputs = piece.queries(q), piece.keys(k), piece.keys(v), piece.scores(bias)
+            p = self._scores(piece, inputs[0], inputs[1], inputs[3])
+            p -= piece.queries(largest)
+            xp.exp(p, out=p)
+            p *= piece.queries(share)
             dq[piece.at_queries(q)], dk_part, dv_part, dbias_part = self._gradients(
-                piece,
-                piece.queries(g),
-                piece.queries(q),
-                piece.keys(k),
-                piece.keys(v),
-                piece.scores(bias),
-                piece.scores(mask),
+                p, piece.queries(g), *inputs, piece.scores(mask)
             )
             dk[piece.at_keys(k)] += dk_part
             dv[piece.at_keys(v)] += dv_part
@@ -101,16 +113,19 @@ class Attention(Function):
         return (dq, dk, dv, dbias) if self.has_bias else (dq, dk, dv)
 
     def _gradients(
-        self, piece: _Piece, g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Array | None
+        self, p: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Array | None
     ) -> tuple[Any, Any, Any, Any]:
-        p = self._probabilities(piece, q, k, bias)
-        dp = self._dropped(g @ v.swapaxes(-1, -2), mask)
-        ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))
         dv = self._dropped(p, mask).swapaxes(-1, -2) @ g
-        dk = ds.swapaxes(-1, -2) @ (q * self.scale)
+        ds = self._dropped(g @ v.swapaxes(-1, -2), mask)  # dP so far
+        if isinstance(ds, Tensor):
+            ds = p * (ds - (ds * p).sum(axis=-1, keepdims=True))
+        else:
+            ds -= (ds * p).sum(axis=-1, keepdims=True)
+            ds *= p
+        dq, dk = (ds @ k) * self.scale, (ds.swapaxes(-1, -2) @ q) * self.scale
         # One key/value head may serve a group of query heads: its gradients add up.
         dbias = None if bias is None else sum_to(ds, bias.shape)
-        return (ds @ k) * self.scale, sum_to(dk, k.shape), sum_to(dv, v.shape), dbias
+        return dq, sum_to(dk, k.shape), sum_to(dv, v.shape), dbias
 
 
 class _Piece(NamedTuple):
@@ -126,7 +141,8 @@ class _Piece(NamedTuple):
         return _index(x, (*self.lead, slice(self.first, self.last), slice(None)))
 
     def at_keys(self, x: Any) -> tuple[slice, ...]:
-        return _index(x, (*self.lead, slice(self.end), slice(None)))
+        lead = _index(x, (*self.lead, slice(None), slice(None)))[:-2]
+        return (*lead, slice(self.end), slice(None))  # where S = 1, `end` may still be 0
 
     def at_scores(self, x: Any) -> tuple[slice, ...]:
         return _index(x, (*self.lead, slice(self.first, self.last), slice(self.end)))
@@ -140,18 +156,24 @@ class _Piece(NamedTuple):
     def scores(self, x: Any) -> Any:
         return None if x is None else x[self.at_scores(x)]
 
-    def future(self) -> np.ndarray | None:
-        """(T, S) where a key comes after the query; None where none does."""
+    @property
+    def diagonal(self) -> int:
+        """The first key that comes after the first query."""
+        return max(self.first + self.shift + 1, 0)
+
+    def future(self) -> np.ndarray:
+        """(T, S): −∞ where a key comes after the query, else 0"""
         positions = np.arange(self.first, self.last) + self.shift
-        if self.end <= self.first + self.shift + 1:
-            return None
-        return np.arange(self.end) > positions[:, None]
+        return np.where(np.arange(self.end) > positions[:, None], -np.inf, 0.0)
 
 
 def _index(x: Any, parts: tuple[slice, ...]) -> tuple[slice, ...]:
     """The part of x, aligned from the right; an axis of size 1 stands for all of it."""
     return tuple(
-        [slice(None) if n == 1 else p for n, p in zip(x.shape, parts[-x.ndim :], strict=True)]
+        [
+            slice(None) if n == 1 else p
+            for n, p in zip(x.shape, parts[len(parts) - x.ndim :], strict=True)
+        ]
     )
 
 

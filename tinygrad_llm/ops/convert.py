@@ -97,6 +97,12 @@ def as_array(x: Any, like: Array) -> Array:
     return x if type(x) is type(like) else namespace(like).asarray(x)
 
 
+def asarray(x: Any, dtype: Any = None) -> Tensor:
+    """y = x as a Tensor, of `dtype` if one is given; x itself when it is one already."""
+    x = as_tensor(x)
+    return x if dtype is None else astype(x, dtype)
+
+
 class Cast(Function):
     """y = x in another float dtype        dx = g in x's dtype"""
 

@@ -183,6 +183,11 @@ def power(a: Any, b: Any) -> Tensor:
     return Power.apply(*pair(a, b))
 
 
+def square(x: Any) -> Tensor:
+    """y = x²"""
+    return power(as_tensor(x), 2)
+
+
 # --- comparisons and logic (no gradient) ----------------------------------------------------------
 
 

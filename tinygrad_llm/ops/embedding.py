@@ -6,7 +6,7 @@ from typing import Any
 
 from tinygrad_llm.autograd import Function, Part
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_array, as_tensor
+from tinygrad_llm.ops.convert import as_array, as_tensor, widened
 from tinygrad_llm.tensor import Tensor
 
 
@@ -57,7 +57,7 @@ def add_rows(table: Array, ids: Array, rows: Array) -> None:
     starts = xp.concatenate((xp.zeros(1, dtype=ids.dtype), ids[1:] != ids[:-1])).nonzero()[0]
     starts = xp.concatenate((xp.zeros(1, dtype=starts.dtype), starts))
     if xp.__name__ == "numpy":
-        table[ids[starts]] += xp.add.reduceat(rows[order], starts, axis=0)
+        table[ids[starts]] += xp.add.reduceat(widened(rows)[order], starts, axis=0)
     else:  # CuPy has no reduceat: differences of a running sum would lose precision
         xp.add.at(table, ids, rows[order])
 

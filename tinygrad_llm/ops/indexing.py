@@ -14,7 +14,7 @@ import numpy as np
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function, Part
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_array, as_tensor, astype
+from tinygrad_llm.ops.convert import as_array, as_tensor, astype, widened
 from tinygrad_llm.ops.shape import sum_to
 from tinygrad_llm.tensor import Tensor
 
@@ -49,8 +49,11 @@ def _add_at(index: Any, unique: bool) -> Any:
     def add_at(whole: Array, g: Array) -> None:
         if unique:
             whole[index] += g
-        else:
-            namespace(whole).add.at(whole, index, g)
+            return
+        wide = widened(whole)
+        namespace(whole).add.at(wide, index, g)
+        if wide is not whole:
+            whole[...] = wide
 
     return add_at
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from tinygrad_llm.autograd import Function
-from tinygrad_llm.backend import Array, namespace, row_blocks
+from tinygrad_llm.backend import Array, namespace, over_rows
 from tinygrad_llm.ops.convert import as_float, as_tensor, narrowed, widened
 from tinygrad_llm.ops.linalg import column_sum, row_mean
 from tinygrad_llm.ops.shape import copy
@@ -28,17 +30,20 @@ class LayerNorm(Function):
         self.eps, self.has = eps, (w is not None, b is not None)
         self.save(x, w)
         y = namespace(x).empty(x.shape, dtype=x.dtype)
-        for rows in row_blocks(x):
+
+        def compute(rows: slice) -> None:
             xhat, _ = _standardise(x[rows], eps)
             if w is not None:
                 xhat *= w
             if b is not None:
                 xhat += b
             y[rows] = xhat
+
+        over_rows(compute, x)
         return y
 
     def backward(self, g: Any, x: Any, w: Any = None) -> Any:
-        dx, dw, db = _over_rows(_layer_norm_gradient, g, x, w, self.eps)
+        dx, dw, db = _in_blocks(_layer_norm_gradient, g, x, w, self.eps)
         has_w, has_b = self.has
         return (dx, *(dw,) * has_w, *(db,) * has_b)
 
@@ -68,13 +73,16 @@ class RMSNorm(Function):
         self.eps = eps
         self.save(x, w)
         y = namespace(x).empty(x.shape, dtype=x.dtype)
-        for rows in row_blocks(x):
+
+        def compute(rows: slice) -> None:
             xhat, _ = _scale_by_rms(x[rows], eps)
             y[rows] = xhat if w is None else xhat * w
+
+        over_rows(compute, x)
         return y
 
     def backward(self, g: Any, x: Any, w: Any = None) -> Any:
-        dx, dw = _over_rows(_rms_norm_gradient, g, x, w, self.eps)
+        dx, dw = _in_blocks(_rms_norm_gradient, g, x, w, self.eps)
         return dx if w is None else (dx, dw)
 
 
@@ -90,17 +98,21 @@ def _scale_by_rms(x: Any, eps: float) -> Any:
     return x * inverse, inverse
 
 
-def _over_rows(
+def _in_blocks(
     gradient: Callable[..., tuple[Any, ...]], g: Any, x: Any, w: Any, eps: float
 ) -> tuple[Any, ...]:
     """gradient(g, x, w, eps): dx, and sums over rows. Of arrays, a block of rows at a time."""
     if isinstance(g, Tensor):
         return gradient(g, x, w, eps)
     dx = namespace(x).empty(x.shape, dtype=x.dtype)
-    sums: list[Any] = []
-    for rows in row_blocks(x):
-        dx[rows], *parts = gradient(g[rows], x[rows], w, eps)
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
+
+    def compute(rows: slice) -> list[Array]:
+        dx[rows], *sums = gradient(g[rows], x[rows], w, eps)
+        return sums
+
+    sums = [
+        functools.reduce(operator.add, parts) for parts in zip(*over_rows(compute, x), strict=True)
+    ]
     return (dx, *[narrowed(total, x) for total in sums])
 
 

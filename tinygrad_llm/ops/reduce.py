@@ -65,8 +65,10 @@ class Sum(Reduction):
         return self.spread(g)
 
 
-def sum_of(x: Array, axis: Axis, keepdims: bool) -> Array:
-    """Σ of an array; half precisions are accumulated in float32."""
+def sum_of(x: Any, axis: Axis, keepdims: bool) -> Any:
+    """Σ of an array or Tensor; half precisions are accumulated in float32."""
+    if isinstance(x, Tensor):
+        return x.sum(axis=axis, keepdims=keepdims)
     y = x.sum(axis=axis, keepdims=keepdims, dtype=_accumulator(x.dtype))
     return narrowed(y, x) if backend.is_float(x.dtype) else y
 

@@ -12,6 +12,7 @@ import numpy as np
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace, promote
 from tinygrad_llm.ops.convert import as_tensor, astype
+from tinygrad_llm.ops.reduce import sum_of
 from tinygrad_llm.tensor import Axis, Tensor
 
 Shape = tuple[int, ...]
@@ -26,9 +27,9 @@ def sum_to(g: Any, shape: Shape) -> Any:
         return g
     extra = g.ndim - len(shape)
     if extra:
-        g = g.sum(axis=tuple(range(extra)))
+        g = sum_of(g, tuple(range(extra)), False)
     repeated = tuple([i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1])
-    return g.sum(axis=repeated, keepdims=True) if repeated else g
+    return sum_of(g, repeated, True) if repeated else g
 
 
 class Reshape(Function):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Function
-from tinygrad_llm.backend import Array, is_float, namespace, row_blocks
+from tinygrad_llm.backend import Array, is_float, namespace, over_rows
 from tinygrad_llm.ops.convert import as_array, as_float, as_tensor, narrowed, widened
 from tinygrad_llm.ops.reduce import Reduction, kept_shape, sum_of
 from tinygrad_llm.tensor import Axis, Tensor
@@ -30,7 +30,7 @@ class Softmax(Function):
         if isinstance(g, Tensor):
             return y * (g - (g * y).sum(axis=self.axis, keepdims=True))
         dx = g * y
-        dx -= y * dx.sum(axis=self.axis, keepdims=True)
+        dx -= y * sum_of(dx, self.axis, True)
         return dx
 
 
@@ -39,14 +39,14 @@ def softmax_of(x: Array, axis: int, out: Array | None = None) -> Array:
     if x.size == 0:
         return x.copy() if out is None else out
     xp = namespace(x)
-    y = xp.subtract(x, _finite_max(x, axis), out=out)
+    y = xp.subtract(x, finite_max(x, axis), out=out)
     xp.exp(y, out=y)
     total = sum_of(y, axis, True)
     y /= xp.where(total == 0, 1, total).astype(y.dtype, copy=False)
     return y
 
 
-def _finite_max(x: Array, axis: Axis) -> Array:
+def finite_max(x: Array, axis: Axis) -> Array:
     """max x, but 0 where it is −∞ (nothing to subtract: −∞ − −∞ would be NaN)."""
     if x.size == 0:
         return namespace(x).zeros(kept_shape(x.shape, axis), dtype=x.dtype)
@@ -60,7 +60,7 @@ class LogSoftmax(Function):
     def forward(self, x: Array, axis: int) -> Array:
         self.axis = axis
         xp, wide = namespace(x), widened(x)
-        y = wide - _finite_max(wide, axis)
+        y = wide - finite_max(wide, axis)
         total = xp.exp(y).sum(axis=axis, keepdims=True)
         y -= xp.log(xp.where(total == 0, y.dtype.type(1), total))
         y = narrowed(y, x)
@@ -68,7 +68,7 @@ class LogSoftmax(Function):
         return y
 
     def backward(self, g: Any, y: Any) -> Any:
-        return g - namespace(g).exp(y) * g.sum(axis=self.axis, keepdims=True)
+        return g - namespace(g).exp(y) * sum_of(g, self.axis, True)
 
 
 class LogSumExp(Reduction):
@@ -91,7 +91,7 @@ class LogSumExp(Reduction):
 def _logsumexp(x: Array, axis: Axis) -> Array:
     """ln Σ eˣ of an array, with the axes kept."""
     xp = namespace(x)
-    m = _finite_max(x, axis)
+    m = finite_max(x, axis)
     with np.errstate(divide="ignore"):  # ln 0 = −∞ is the answer for rows of −∞
         return m + xp.log(xp.exp(x - m).sum(axis=axis, keepdims=True))
 
@@ -134,8 +134,11 @@ class CrossEntropy(Function):
         self.class_weight, self.smoothing = class_weight, smoothing
         self.save(x)
         y = namespace(x).empty(len(x), dtype=x.dtype)
-        for rows in row_blocks(x):
+
+        def compute(rows: slice) -> None:
             y[rows] = self._losses(widened(x[rows]), target[rows])
+
+        over_rows(compute, x)
         return namespace(x).where(counted, y, x.dtype.type(0))
 
     def backward(self, g: Any, x: Any) -> Any:
@@ -144,13 +147,16 @@ class CrossEntropy(Function):
             q = self._soft_target(x.data, self.target)
             return g.reshape(-1, 1) * (softmax(x, axis=1) * q.sum(axis=1, keepdims=True) - q)
         dx = namespace(x).empty(x.shape, dtype=x.dtype)
-        for rows in row_blocks(x):
+
+        def compute(rows: slice) -> None:
             dx[rows] = self._gradient(g[rows], widened(x[rows]), self.target[rows])
+
+        over_rows(compute, x)
         return dx
 
     def _losses(self, x: Array, target: Array) -> Array:
         xp = namespace(x)
-        shifted = x - _finite_max(x, 1)
+        shifted = x - finite_max(x, 1)
         log_total = xp.log(xp.exp(shifted).sum(axis=1))
         y = (log_total - shifted[xp.arange(len(x)), target]) * self._target_weight(x, target)
         if self.smoothing:

@@ -8,15 +8,31 @@ from tinygrad_llm.optim.adam import Adam, AdamW
 from tinygrad_llm.optim.clip import clip_grad_norm_, clip_grad_value_
 from tinygrad_llm.optim.groups import decay_groups
 from tinygrad_llm.optim.optimizer import Optimizer
-from tinygrad_llm.optim.schedules import LRScheduler
+from tinygrad_llm.optim.schedules import (
+    WSD,
+    Constant,
+    Cosine,
+    Linear,
+    LRScheduler,
+    OneCycle,
+    StepDecay,
+    Warmup,
+)
 from tinygrad_llm.optim.sgd import SGD
 
 __all__ = [
     "SGD",
+    "WSD",
     "Adam",
     "AdamW",
+    "Constant",
+    "Cosine",
     "LRScheduler",
+    "Linear",
+    "OneCycle",
     "Optimizer",
+    "StepDecay",
+    "Warmup",
     "clip_grad_norm_",
     "clip_grad_value_",
     "decay_groups",
