@@ -98,7 +98,7 @@ def test_foreign_byte_order_becomes_native():
     ["text", ["a", "b"], np.array(["a"]), 1j, [1j], np.array([1j]), None, [None], {1, 2}, object(),
      np.array([None]), np.array(["2020-01-01"], "M8[D]"), np.array([1], "m8[s]"), 2**70,
      np.zeros(2, [("a", int)]), np.zeros(2, "V4"), np.zeros(2, np.longdouble), b"bytes",
-     np.timedelta64(1), np.zeros(2, ml_dtypes.float8_e4m3fn), (i for i in range(3)), Tensor],
+     np.timedelta64(1, "s"), np.zeros(2, ml_dtypes.float8_e4m3fn), (i for i in range(3)), Tensor],
 )  # fmt: skip
 def test_what_is_no_number_is_refused(wrong):
     with pytest.raises(TypeError, match=r"made from numbers.*got"):

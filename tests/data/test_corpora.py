@@ -131,7 +131,7 @@ def test_files_that_cannot_be_read_are_skipped(stdlib: Path):
         cmd='"""Not Python."""\nclass:',
         bdb='"""A NUL."""\0',
         bz2='"""A lone surrogate: \\ud800"""',
-        cgi='"""An invalid escape: \\d"""',
+        cmath='"""An invalid escape: \\d"""',
         dis="",
     )
     documents = corpora.load("python-docs").documents
