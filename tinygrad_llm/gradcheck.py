@@ -54,19 +54,31 @@ def gradcheck(
     Raises:
         GradcheckError: names the argument, the index, the value got and the one expected.
     """
+    return max(_errors_by_order(function, inputs, order, tolerance, name, seed))
+
+
+def _errors_by_order(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Any],
+    order: int,
+    tolerance: float,
+    name: str,
+    seed: int,
+) -> list[float]:
+    """The worst relative error of the first order and, when it is asked for, of the second."""
     arrays = [_as_float64(x) for x in inputs]
     if not any(a.dtype == np.float64 for a in arrays):
         raise ValueError(f"gradcheck of {name}: none of the {len(arrays)} inputs is of floats")
     rng = np.random.default_rng(seed)
     objective = _projected(function, rng)
     try:
-        worst = _check(objective, arrays, rng, tolerance, f"{name}, first order")
+        errors = [_check(objective, arrays, rng, tolerance, f"{name}, first order")]
     except GradcheckError as error:
         raise _in_terms_of_y(function, arrays, tolerance, name) or error from None
     if order > 1:
         gradient = _directional_gradient(objective, arrays, rng)
-        worst = max(worst, _check(gradient, arrays, rng, tolerance, f"{name}, second order"))
-    return worst
+        errors.append(_check(gradient, arrays, rng, tolerance, f"{name}, second order"))
+    return errors
 
 
 def _as_float64(x: Any) -> np.ndarray:
@@ -280,18 +292,20 @@ def check_all(ops: Sequence[str] | None = None) -> Iterator[Report]:
 
 def check_op(op: type[Function], samples: Sequence[Any]) -> Report:
     """Gradients of one op, first and second order, over its samples."""
-    first, second, name = 0.0, 0.0, op.__name__
+    name, order = op.__name__, 2 if op.second_order else 1
+    worst = [0.0] * order
+    refusal = None if op.second_order else "no second order: it saves an intermediate"
+    message = ""
     try:
         for sample in samples:
             for layout, arrays in layouts(sample.arrays):
                 what = f"{name} ({sample.note}, {layout})"
-                first = max(first, gradcheck(sample.function, *arrays, order=1, name=what))
-                if op.second_order:
-                    second = max(second, gradcheck(sample.function, *arrays, name=what))
+                errors = _errors_by_order(sample.function, arrays, order, TOLERANCE, what, seed=0)
+                worst = [max(pair) for pair in zip(worst, errors, strict=True)]
     except GradcheckError as error:
-        return Report(name, len(samples), first, second, None, False, str(error))
-    refusal = None if op.second_order else "no second order: it saves an intermediate"
-    return Report(name, len(samples), first, second if not refusal else None, refusal, True, "")
+        message = str(error)
+    second = worst[1] if order > 1 else None
+    return Report(name, len(samples), worst[0], second, refusal, not message, message)
 
 
 def layouts(arrays: Sequence[np.ndarray]) -> Iterator[tuple[str, list[np.ndarray]]]:
