@@ -589,7 +589,7 @@ def test_checkpoint_of_what_changes_is_refused() -> None:
         return x.exp() if len(calls) == 1 else x.tanh()
 
     y = tg.checkpoint(fickle, x).sum()
-    with pytest.raises(RuntimeError, match="must compute the same thing twice"):
+    with pytest.raises(RuntimeError, match=r"did 1 things .* must compute the same twice"):
         y.backward()
 
 
@@ -647,3 +647,159 @@ def test_anomaly_mode_ends() -> None:
         pass
     with np.errstate(invalid="ignore"):
         assert np.isnan(Tensor([-1.0]).log().numpy()).all()
+
+
+# --- cases that a review found --------------------------------------------------------------------
+
+
+def test_checkpoint_survives_what_becomes_of_its_input() -> None:
+    w = leaf(3)
+    x = w * 1.0
+    with pytest.raises(RuntimeError, match="holds the same memory"):
+        x += tg.checkpoint(lambda x: x.exp(), x)
+
+
+def test_checkpoint_refuses_a_loop_variable_that_went_on() -> None:
+    weights = [leaf(3, seed=i) for i in range(2)]
+    h = leaf(3, seed=9)
+    for w in weights:
+        h = tg.checkpoint(lambda h: (h * w).tanh(), h)  # noqa: B023 (the mistake in question)
+    with pytest.raises(RuntimeError, match="a loop variable"):
+        h.sum().backward()
+    h = leaf(3, seed=9)
+    for w in weights:
+        h = tg.checkpoint(lambda h, w=w: (h * w).tanh(), h)
+    h.sum().backward()
+    assert all(w.grad is not None for w in weights)
+
+
+@pytest.mark.parametrize("which", ["input", "parameter"])
+def test_checkpoint_refuses_an_overwritten_start(which: str) -> None:
+    x, w = leaf(3), leaf(3, seed=1)
+    y = tg.checkpoint(lambda x: (x * 2.0 + w).exp(), x)
+    with tg.no_grad():
+        (x if which == "input" else w).copy_(np.zeros(3))
+    with pytest.raises(RuntimeError, match=r"copy_\(\) has overwritten"):
+        y.sum().backward()
+
+
+def test_checkpoint_refuses_a_stream_of_ones_own() -> None:
+    from tinygrad_llm.backend import RandomStream
+
+    x, stream = leaf(12), RandomStream(1)
+    y = tg.checkpoint(lambda x: ops.dropout(x * 1.0, 0.5, stream=stream), x)
+    with pytest.raises(RuntimeError, match="a random stream of its own"):
+        y.sum().backward()
+
+
+def test_checkpoint_runs_again_after_an_error_in_the_second_run() -> None:
+    x, calls = leaf(3), []
+
+    def sometimes(x: Tensor) -> Tensor:
+        calls.append(1)
+        h = x.exp()
+        if len(calls) == 2:
+            raise MemoryError
+        return h.tanh()
+
+    y = tg.checkpoint(sometimes, x).sum()
+    with pytest.raises(MemoryError):
+        y.backward(retain_graph=True)
+    y.backward()
+    np.testing.assert_allclose(
+        values(x.grad), tg.grad(x.exp().tanh().sum(), x)[0].numpy(), rtol=1e-15
+    )
+
+
+def test_second_order_with_a_detached_twin() -> None:
+    x = Tensor([3.0], requires_grad=True)
+    (g,) = tg.grad((x * x.detach()).sum(), x, create_graph=True)
+    assert g.item() == 3.0
+    assert not g.requires_grad  # a constant
+
+
+def test_second_order_of_two_tensors_on_one_array_is_refused() -> None:
+    array = np.array([3.0])
+    p, q = Tensor(array, requires_grad=True), Tensor(array, requires_grad=True)
+    with pytest.raises(RuntimeError, match="different tensors on one array"):
+        tg.grad((p * q).sum(), p, create_graph=True)
+    p.grad = q.grad = None
+    (p * q).sum().backward()
+    assert values(p.grad) == values(q.grad) == 3.0
+
+
+def test_gradients_with_a_graph_are_not_shared_between_leaves() -> None:
+    a, b, seed = leaf(3), leaf(3, seed=1), Tensor(np.ones(3))
+    (a + b).backward(seed, create_graph=True)
+    (a * 1.0 + b * 1.0).backward(Tensor(np.ones(3)))
+    for x in (a, b):
+        np.testing.assert_array_equal(values(x.grad), [2.0] * 3)
+    np.testing.assert_array_equal(seed.numpy(), [1.0] * 3)
+    c = leaf(3)
+    c.sum().backward(create_graph=True)
+    c.sum().backward()
+    np.testing.assert_array_equal(values(c.grad), [2.0] * 3)
+
+
+def test_returned_gradients_are_the_callers_own() -> None:
+    a, b, seed = leaf(3), leaf(3, seed=1), Tensor(np.ones(3))
+    ga, gb = tg.grad((a + b) * 1.0, [a, b], grad_outputs=seed)
+    ga *= 10.0
+    np.testing.assert_array_equal(gb.numpy(), [1.0] * 3)
+    (g,) = tg.grad(a.copy(), a, grad_outputs=seed)
+    g *= 2.0
+    np.testing.assert_array_equal(seed.numpy(), [1.0] * 3)
+    (g,) = tg.grad(a.sum(), a)
+    g *= 2.0  # not a read-only view of one number
+
+
+def test_no_grad_may_be_entered_again_while_open() -> None:
+    block = tg.no_grad()
+    with block, block:
+        assert not tg.is_grad_enabled()
+    assert tg.is_grad_enabled()
+
+
+def test_no_grad_refuses_to_decorate_what_runs_in_parts() -> None:
+    def numbers():
+        yield 1
+
+    with pytest.raises(TypeError, match="runs in parts"):
+        tg.no_grad()(numbers)
+
+
+def test_retain_grad_twice_and_after_a_write() -> None:
+    x = leaf(3)
+    h = x * 1.0
+    h.retain_grad()
+    h.retain_grad()
+    h *= 3.0
+    h.sum().backward()
+    np.testing.assert_array_equal(values(h.grad), [1.0] * 3)
+    assert h.grad is not None
+    h.grad.zero_()
+
+
+def test_a_leaf_frozen_before_backward_receives_nothing() -> None:
+    x, w = leaf(3), leaf(3, seed=1)
+    y = (x * w).sum()
+    w.requires_grad = False
+    y.backward()
+    assert w.grad is None
+    assert x.grad is not None
+
+
+def test_infinite_gradients_of_overwritten_places_do_not_spread() -> None:
+    x = leaf(2)
+    h = x * 1.0
+    h[0] = 5.0
+    h.backward(Tensor([np.inf, 1.0], dtype=np.float64))
+    np.testing.assert_array_equal(values(x.grad), [0.0, 1.0])
+
+
+def test_weights_of_a_loss_may_be_reused() -> None:
+    logits, weight = Tensor([[0.0, 0.0]], requires_grad=True), Tensor([1.0, 2.0])
+    loss = ops.cross_entropy(logits, np.array([1]), weight=weight, reduction="sum")
+    weight.fill_(0.0)
+    loss.backward()
+    np.testing.assert_array_equal(values(logits.grad), [[1.0, -1.0]])

@@ -1,6 +1,7 @@
 """A step of training in float32 in which every float64 result is an error."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,8 @@ class Wider(Function):
 @pytest.mark.usefixtures("float64_is_an_error")
 def test_a_training_step_of_a_gpt() -> None:
     tg.manual_seed(0)
-    dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
-    model = GPT(GPTConfig(vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=3, **dropout))
+    sizes = GPTConfig(vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=3)
+    model = GPT(replace(sizes, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1))
     optimizer = optim.AdamW(optim.decay_groups(model, 0.1), lr=np.float64(1e-3))
     x, y = tg.randint(0, 50, (4, 16)), tg.randint(0, 50, (4, 16))
     losses = []

@@ -245,3 +245,33 @@ def test_layouts_have_the_values_and_other_strides() -> None:
         np.testing.assert_array_equal(array, x)
     assert found["transposed"].strides == (8, 24)
     assert found["strided"].strides == (64, -16)
+
+
+@pytest.mark.parametrize("op", SAMPLES, ids=lambda op: op.__name__)
+def test_one_input_alone_gets_the_gradient_it_gets_with_the_others(op: type[Function]) -> None:
+    # Where an input needs no gradient, forward saves less and backward takes other branches.
+    for sample in SAMPLES[op]:
+        floats = [i for i, a in enumerate(sample.arrays) if a.dtype.kind == "f"]
+        together = _gradients_of(sample, set(floats), whole=True)
+        for i in floats:
+            for how in ({"whole": True}, {"create_graph": True}, {"checkpointed": True}):
+                alone = _gradients_of(sample, {i}, **how)
+                a, b = alone[i], together[i]
+                if a is not None and b is not None:
+                    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+                else:
+                    assert a is b is None
+
+
+def _gradients_of(
+    sample: Sample,
+    wanted: set[int],
+    whole: bool = False,
+    create_graph: bool = False,
+    checkpointed: bool = False,
+) -> list[np.ndarray | None]:
+    inputs = [Tensor(a, requires_grad=i in wanted) for i, a in enumerate(sample.arrays)]
+    y = tg.checkpoint(sample.function, *inputs) if checkpointed else sample.function(*inputs)
+    seed = Tensor(np.random.default_rng(0).normal(size=y.shape))
+    y.backward(seed, create_graph=create_graph)
+    return [None if x.grad is None else x.grad.numpy() for x in inputs]

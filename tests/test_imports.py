@@ -17,7 +17,7 @@ FLOORS = [
     {"dispatch", "kernels"},
     {"watch", "tensor", "autograd"},
     {"ops"},
-    {"gradcheck", "storage"},
+    {"gradcheck", "storage", "checkpointing"},
     {"nn", "optim"},
     {"models", "data", "peft"},
     {"generate", "tasks"},

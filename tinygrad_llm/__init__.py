@@ -7,7 +7,6 @@ this needs NumPy and ml_dtypes, nothing else.
 from tinygrad_llm import ops
 from tinygrad_llm.autograd import (
     Function,
-    checkpoint,
     enable_grad,
     grad,
     is_grad_enabled,
@@ -28,6 +27,7 @@ from tinygrad_llm.backend import (
     set_default_dtype,
     uint8,
 )
+from tinygrad_llm.checkpointing import checkpoint
 from tinygrad_llm.gradcheck import gradcheck
 from tinygrad_llm.ops import arange, eye, full, ones, rand, randint, randn, zeros
 from tinygrad_llm.storage import load_file, save_file

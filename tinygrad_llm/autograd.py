@@ -16,7 +16,7 @@ respect to its output, get back the gradients with respect to its inputs, add th
 from __future__ import annotations
 
 import contextlib
-import itertools
+import inspect
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
@@ -29,10 +29,7 @@ from tinygrad_llm import watch
 from tinygrad_llm.backend import Array, is_float, namespace
 from tinygrad_llm.tensor import Tensor
 
-# One clock for the whole engine: every recorded node and every write in place takes a tick. Later
-# nodes have later ticks, so descending ticks are a topological order; and an array is stale for a
-# node when it was written after the node's tick.
-_clock = itertools.count(1)
+_clock = watch.clock
 
 # --- recording ------------------------------------------------------------------------------------
 
@@ -45,15 +42,26 @@ class _SetRecording(contextlib.ContextDecorator):
 
     on: ClassVar[bool]
 
+    def __init__(self) -> None:
+        self._before: list[int] = []  # a stack: one object may be entered again while it is open
+
     def __enter__(self) -> None:
-        self._before = mode.level
+        self._before.append(mode.level)
         mode.level = (mode.level | RECORD) if self.on else (mode.level & ~RECORD)
 
     def __exit__(self, *error: object) -> None:
-        mode.level = self._before
+        mode.level = self._before.pop()
 
     def _recreate_cm(self) -> _SetRecording:
-        return type(self)()  # each decorated call remembers its own previous mode
+        return type(self)()  # each decorated call has its own, whatever its thread
+
+    def __call__(self, func: Any) -> Any:
+        if inspect.isgeneratorfunction(func) or inspect.iscoroutinefunction(func):
+            raise TypeError(
+                f"@{type(self).__name__}() cannot decorate {func.__name__}, which runs in parts: "
+                f"use `with {type(self).__name__}():` around each computation in it"
+            )
+        return super().__call__(func)
 
 
 class no_grad(_SetRecording):
@@ -111,7 +119,7 @@ class Function:
     saved: tuple[Any, ...] = ()
     kept: Any = None
     hooks: list[Callable[[Tensor], Tensor | None]] | None = None
-    replay: watch.Replay | None = None
+    replay: Any = None  # the checkpointed call that it was recorded in
     site: str = ""  # where in the user's source, noted in anomaly mode
     tick: int
     origins: list[int]  # the identities of the inputs, then of the output
@@ -194,8 +202,14 @@ class Function:
         if array is None or not is_float(array.dtype):
             return array
         *inputs, output = self.origins
-        if id(array) in inputs:
-            return _tensor(array, self.parents[inputs.index(id(array))])
+        parents = {p for p, i in zip(self.parents, inputs, strict=True) if i == id(array)}
+        if len(parents) > 1:
+            raise RuntimeError(
+                f"{self.name} has no second-order gradient here: two of its inputs are different "
+                "tensors on one array, which cannot be told apart; make one of them with copy()"
+            )
+        if parents:
+            return _tensor(array, parents.pop())
         if id(array) == output:
             return _tensor(_as_array(array), self)
         raise RuntimeError(
@@ -233,7 +247,7 @@ class Leaf:
         """tensor.grad += g, in memory that is the tensor's own."""
         adoptable = getrefcount(g) <= _SOLE  # before any other name for g is made
         tensor = self.tensor()
-        if tensor is None:  # nobody can ask for this gradient any more
+        if tensor is None or tensor.node is None:  # gone, or frozen since the forward
             return
         if g.shape != tensor.shape:
             raise RuntimeError(
@@ -241,6 +255,7 @@ class Leaf:
                 "the backward of an op that uses it is wrong (gradcheck finds which)"
             )
         if isinstance(g, Tensor):
+            g = _tensor(g.data, g.node) if g.node else _tensor(_copy(g.data, tensor.data), None)
             tensor.grad = g if tensor.grad is None else tensor.grad + g
         elif tensor.grad is None:
             own = adoptable and _is_own(g) and g.dtype == tensor.dtype
@@ -290,7 +305,8 @@ def _count_references(x: object) -> int:
 
 # What getrefcount says inside a function about an argument that nobody else holds. Such an array,
 # when it is not a view, is memory that only the engine can see: it may be adopted or added into.
-# Anything shared counts higher and is copied, so a surprise here costs time, never correctness.
+# The caller must pass a temporary, as in receive(pending.pop(node)), never a name of its own: from
+# Python 3.14 on, what a local name of the caller holds is not counted.
 _SOLE = _count_references(np.empty(1))
 
 
@@ -365,15 +381,14 @@ def grad(
                 raise RuntimeError(
                     f"grad(): no output depends on input {i}; pass allow_unused=True to get None"
                 )
-    results = [found.get(x.node) for x in xs]
-    return tuple(
-        [
-            g
-            if g is None or isinstance(g, Tensor)
-            else _tensor(_as_array(g).astype(x.dtype, copy=False), None)
-            for g, x in zip(results, xs, strict=True)
-        ]
-    )
+    return tuple([_returned(found.get(x.node), x) for x in xs])
+
+
+def _returned(g: Any, x: Tensor) -> Tensor | None:
+    """A gradient for the caller to keep: in memory of its own unless it stands in the graph."""
+    if g is None or (isinstance(g, Tensor) and g.node is not None):
+        return g
+    return _tensor(_copy(g.data if isinstance(g, Tensor) else g, x.data), None)
 
 
 def _seed(y: Tensor, g: Tensor | None) -> Tensor:
@@ -571,37 +586,20 @@ def _owner(array: Array) -> Array:
         array = base
 
 
+def overwritten_by(array: Array, since: int) -> str | None:
+    """Who wrote into the memory of `array` after the tick `since`; None when nobody did."""
+    write = _writes.get(id(_owner(array)))
+    return write[2] if write is not None and write[1] > since else None
+
+
 def _refuse_overwritten(node: Function, saved: Iterable[Any]) -> None:
     for array in saved:
         if array is None:
             continue
-        write = _writes.get(id(_owner(array)))
-        if write is not None and write[1] > node.tick:
+        by = overwritten_by(array, node.tick)
+        if by is not None:
             raise RuntimeError(
                 f"backward of {node.name} needs an array of shape {tuple(array.shape)} which "
-                f"{write[2]} has overwritten since the forward pass: write into a copy, or after "
-                "the backward"
+                f"{by} has overwritten since the forward pass: write into a copy, or after the "
+                "backward"
             )
-
-
-# --- recomputing instead of keeping ---------------------------------------------------------------
-
-
-def checkpoint(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """y = function(*inputs), keeping no intermediate: backward computes them again.
-
-    Costs one more forward pass of `function` and saves the memory of everything inside it (Chen et
-    al., "Training deep nets with sublinear memory cost", 2016). Random draws are the same the
-    second time, so dropout has the same mask. Gradients also reach parameters that `function`
-    holds. Within a checkpointed function another checkpoint() is an ordinary call.
-
-    Args:
-        function: returns one Tensor; must compute the same ops when it is called again.
-        inputs: its arguments.
-
-    Raises:
-        RuntimeError: in backward, when the second call ran other ops than the first.
-    """
-    if not is_grad_enabled() or mode.replay is not None:
-        return function(*inputs)
-    return watch.Replay(function, inputs).first_run()

@@ -132,7 +132,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same memory outside the graph: no gradient flows back through the result."""
-        return Tensor(self.data)
+        return Tensor(self.data.view())  # a view: how the graph tells it from this one
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
         """Call `hook(gradient)` when a backward pass has this tensor's whole gradient.
@@ -152,7 +152,9 @@ class Tensor:
 
     def retain_grad(self) -> None:
         """Fill `.grad` in backward though this tensor is the result of an op."""
-        if not self.is_leaf:
+        if self.is_leaf or self.node is None:
+            return
+        if not any(_keeps_for(hook, self) for hook in self.node.hooks or ()):
             self.register_hook(_GradientKeeper(self))
 
     # --- leaving and entering ---------------------------------------------------------------------
@@ -185,9 +187,8 @@ class Tensor:
         return function(*inputs)
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        function = getattr(ops, func.__name__, None)
-        if function is not None:
-            return function(*args, **kwargs)
+        if func in _SAME_AS_OPS:
+            return getattr(ops, func.__name__)(*args, **kwargs)
         return func(*_without_gradient(args, func), **kwargs)  # np.allclose(x, y) and the like
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -318,7 +319,13 @@ class Tensor:
 
     def _become(self, result: Tensor) -> None:
         """Take the place of a recorded result: the graph keeps values, not places."""
+        hooks = (self.node.hooks if self.node is not None else None) or []
+        keepers = [hook for hook in hooks if _keeps_for(hook, self)]
+        for hook in keepers:  # retain_grad() is about this tensor, whatever it holds
+            hooks.remove(hook)
         self.data, self.node = result.data, result.node
+        if keepers:
+            self.retain_grad()
 
     def _refuse_shared(self, what: str) -> None:
         """Before a recorded write, which makes a new array: does anyone else hold the old one?
@@ -612,8 +619,27 @@ class _GradientKeeper:
 
     def __call__(self, gradient: Tensor) -> None:
         tensor = self.tensor()
-        if tensor is not None:
-            tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+        if tensor is None:
+            return
+        if gradient.node is None:  # memory that others may hold, or read-only
+            gradient = Tensor(gradient.data.copy())
+        tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+
+
+def _keeps_for(hook: Any, tensor: Tensor) -> bool:
+    return isinstance(hook, _GradientKeeper) and hook.tensor() is tensor
+
+
+# NumPy's functions whose defaults are those of the op of the same name: np.sum(x) is ops.sum(x).
+_SAME_AS_OPS = frozenset(
+    {
+        *(np.sum, np.mean, np.var, np.std, np.max, np.min, np.prod, np.argmax, np.argmin),
+        *(np.where, np.concatenate, np.stack, np.split, np.reshape, np.transpose, np.swapaxes),
+        *(np.moveaxis, np.broadcast_to, np.expand_dims, np.squeeze, np.flip, np.roll, np.tril),
+        *(np.triu, np.copy, np.clip, np.zeros_like, np.ones_like, np.take_along_axis, np.argsort),
+        *(np.einsum,),
+    }
+)
 
 
 def _without_gradient(value: Any, func: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Optional observers of the graph: anomaly mode, and the replay behind gradient checkpointing.
+"""What a thread does beside computing: record, look for anomalies, checkpoint.
 
 The hot path of the engine only asks `mode.level`; what happens when more than recording is on
 stands here.
@@ -7,6 +7,7 @@ stands here.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import linecache
 import sys
 import threading
@@ -20,16 +21,22 @@ from tinygrad_llm import backend
 
 if TYPE_CHECKING:
     from tinygrad_llm.autograd import Function
-    from tinygrad_llm.tensor import Tensor
 
 RECORD, ANOMALY, DROP, COLLECT = 1, 2, 4, 8
+
+# One clock for the whole engine: every recorded node and every write in place takes a tick. Later
+# nodes have later ticks, so descending ticks are a topological order; and an array is stale for a
+# node when it was written after the node's tick.
+clock = itertools.count(1)
+
+DROPPED: Any = ("dropped",)  # what a checkpointed node has in place of what it saved
 
 
 class _Mode(threading.local):
     """What the current thread does beside computing; `level` is a sum of the flags above."""
 
     level: int = RECORD
-    replay: Replay | None = None  # the checkpointed call that is running, for DROP and COLLECT
+    replay: Any = None  # the checkpointed call that is running, for DROP and COLLECT
 
 
 mode = _Mode()
@@ -126,69 +133,3 @@ def _user_line() -> str:
     code = frame.f_code
     line = linecache.getline(code.co_filename, frame.f_lineno).strip()
     return f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}: {line}"
-
-
-# --- gradient checkpointing -----------------------------------------------------------------------
-
-DROPPED: Any = ("dropped",)
-
-
-class Replay:
-    """One checkpointed call: runs the function, and once more when its saved arrays are needed.
-
-    The first run records its nodes as usual but strips each of what it saved. When the backward
-    pass reaches the first of them, the function runs again from the same inputs and random state;
-    the nodes of that second run come in the same order, and lend what they saved to the first.
-    """
-
-    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Any]) -> None:
-        self.function, self.inputs = function, inputs
-        self.random_state = backend.random.state()
-        self.ops: list[str] = []
-        # (op, saved, kept, origins) of each node of the second run
-        self.again: list[tuple[str, Any, Any, Any]] = []
-
-    def first_run(self) -> Tensor:
-        return self._run(DROP)
-
-    def note(self, node: Function, dropping: bool) -> None:
-        """A node was recorded, in the first run (dropping) or in the second."""
-        name = type(node).__name__
-        if not dropping:
-            self.again.append((name, node.saved, node.kept, getattr(node, "origins", [])))
-            return
-        node.replay, node.place = self, len(self.ops)  # pyright: ignore[reportAttributeAccessIssue]
-        self.ops.append(name)
-        if node.saved or node.kept is not None:
-            node.saved = DROPPED
-        node.kept = None
-
-    def restore(self, node: Any) -> None:
-        """Give the node what it saved in the first run."""
-        if not self.again:
-            self._run_again()
-        _, node.saved, node.kept, node.origins = self.again[node.place]
-        self.again[node.place] = ("", None, None, [])
-
-    def _run_again(self) -> None:
-        now = backend.random.state()
-        backend.random.load_state(self.random_state)
-        try:
-            self._run(COLLECT | RECORD)
-        finally:
-            backend.random.load_state(now)
-        ran = [name for name, *_ in self.again]
-        if ran != self.ops:
-            self.again = []
-            raise RuntimeError(
-                f"checkpoint(): the function ran {len(self.ops)} ops in the forward pass and "
-                f"{len(ran)} others when it ran again; it must compute the same thing twice"
-            )
-
-    def _run(self, flags: int) -> Tensor:
-        before, outer = mode.level, mode.replay
-        mode.level, mode.replay = (before & ~(DROP | COLLECT)) | flags, self
-        try:
-            return self.function(*self.inputs)
-        finally:
-            mode.level, mode.replay = before, outer

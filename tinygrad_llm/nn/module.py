@@ -105,6 +105,11 @@ class Module:
         buffers = self.__dict__.get("_persistent", ())
         if name in buffers and not isinstance(value, Tensor | None):
             raise TypeError(f"self.{name} is a buffer, expected a Tensor or None, got {got}")
+        if name not in buffers and type(value) is Tensor and value.requires_grad and value.is_leaf:
+            raise TypeError(
+                f"self.{name} is a Tensor that requires a gradient, which parameters() would not "
+                "find: make it a Parameter (or detach() it, if it is not to be trained)"
+            )
         parts: Iterable[Any] = ()
         if isinstance(value, list | dict):
             parts = value.values() if isinstance(value, dict) else value
@@ -261,7 +266,7 @@ class Module:
         for tensor in (*self.parameters(), *self.buffers()):
             if not is_device and not backend.is_float(tensor.dtype):
                 continue
-            tensor.data = tensor.detach().to(target).data
+            tensor.data = Tensor(tensor.data).to(target).data
             if tensor.grad is not None:
                 tensor.grad = tensor.grad.detach().to(target)
         return self

@@ -49,7 +49,7 @@ class Attention(Function):
         draw: tuple[int, int],
     ) -> Array:
         self.hidden, self.causal, self.scale = hidden, causal, scale
-        self.has_bias, self.keep_scale = bias is not None, 1.0 / (1.0 - p)
+        self.has_bias, self.keep_scale, self.draw = bias is not None, 1.0 / (1.0 - p), draw
         xp = namespace(q)
         mask = keep_mask((*q.shape[:-1], k.shape[-2]), p, *draw, xp) if p else None
         y = xp.empty((*q.shape[:-1], v.shape[-1]), dtype=v.dtype)

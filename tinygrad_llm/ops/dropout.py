@@ -17,6 +17,7 @@ class Dropout(Function):
     """y = x ⊙ m / (1 − p)        dx = g ⊙ m / (1 − p),  m ~ Bernoulli(1 − p)"""
 
     def forward(self, x: Array, p: float, seed: int, offset: int) -> Array:
+        self.draw = seed, offset
         keep = keep_mask(x.shape, p, seed, offset, namespace(x))
         self.scale = 1.0 / (1.0 - p)
         self.save(keep)

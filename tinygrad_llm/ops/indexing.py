@@ -131,7 +131,7 @@ class SetItem(Function):
         array = g.data if isinstance(g, Tensor) else g
         outside = namespace(array).ones(array.shape, dtype=bool)
         outside[self.index] = False
-        return g * outside
+        return namespace(g).where(outside, g, 0.0)
 
 
 def getitem(x: Any, index: Any) -> Tensor:

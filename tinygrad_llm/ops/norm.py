@@ -49,7 +49,7 @@ class LayerNorm(Function):
 
 
 def _layer_norm_gradient(g: Any, x: Any, w: Any, eps: float) -> tuple[Any, Any, Any]:
-    xhat, rstd = _standardise(x, eps)
+    g, (xhat, rstd) = widened(g), _standardise(x, eps)
     gw = g if w is None else g * w
     dx = (gw - row_mean(gw) - xhat * row_mean(gw * xhat)) * rstd
     return dx, column_sum(g * xhat), column_sum(g)
@@ -87,7 +87,7 @@ class RMSNorm(Function):
 
 
 def _rms_norm_gradient(g: Any, x: Any, w: Any, eps: float) -> tuple[Any, Any]:
-    xhat, inverse = _scale_by_rms(x, eps)
+    g, (xhat, inverse) = widened(g), _scale_by_rms(x, eps)
     gw = g if w is None else g * w
     return (gw - xhat * row_mean(gw * xhat)) * inverse, column_sum(g * xhat)
 
