@@ -259,7 +259,7 @@ class Tensor:
         """self[...] = source, in place and unrecorded: under no_grad(), or without gradients."""
         array = source.data if isinstance(source, Tensor) else source
         self._refuse_recorded_write("copy_()", source)
-        self.data[...] = backend.to_device(array, self.device) if hasattr(array, "get") else array
+        self.data[...] = backend.to_device(array, self.device) if backend.is_array(array) else array
         autograd.mark_written(self.data, "copy_()")
         return self
 

@@ -17,7 +17,7 @@ from tinygrad_llm.backend import Array, namespace
 from tinygrad_llm.ops.convert import as_array, as_float, as_tensor
 from tinygrad_llm.ops.dropout import dropout, keep_mask
 from tinygrad_llm.ops.elementwise import masked_fill
-from tinygrad_llm.ops.linalg import matmul
+from tinygrad_llm.ops.linalg import matmul, row_dot
 from tinygrad_llm.ops.reduce import sum_of
 from tinygrad_llm.ops.shape import sum_to
 from tinygrad_llm.ops.softmax import finite_max, softmax
@@ -118,9 +118,9 @@ class Attention(Function):
         dv = self._dropped(p, mask).swapaxes(-1, -2) @ g
         ds = self._dropped(g @ v.swapaxes(-1, -2), mask)  # dP so far
         if isinstance(ds, Tensor):
-            ds = p * (ds - (ds * p).sum(axis=-1, keepdims=True))
+            ds = p * (ds - row_dot(ds, p))
         else:
-            ds -= (ds * p).sum(axis=-1, keepdims=True)
+            ds -= row_dot(ds, p)
             ds *= p
         dq, dk = (ds @ k) * self.scale, (ds.swapaxes(-1, -2) @ q) * self.scale
         # One key/value head may serve a group of query heads: its gradients add up.

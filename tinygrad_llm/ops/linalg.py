@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace
 from tinygrad_llm.ops.convert import as_tensor, float_pair, narrowed, pair
@@ -62,6 +64,13 @@ def column_sum(rows: Any) -> Any:
     if isinstance(rows, Tensor):
         return rows.sum(axis=0)
     return namespace(rows).ones(rows.shape[0], dtype=rows.dtype) @ rows
+
+
+def row_dot(a: Any, b: Any) -> Any:
+    """Σ a ⊙ b over the last axis, which stays with size 1; in one pass where NumPy does it."""
+    if type(a) is np.ndarray and a.dtype.itemsize > 2:
+        return np.vecdot(a, b)[..., None]
+    return (a * b).sum(axis=-1, keepdims=True)
 
 
 def row_mean(rows: Any) -> Any:

@@ -165,12 +165,14 @@ class CrossEntropy(Function):
         return y
 
     def _gradient(self, g: Array, x: Array, target: Array) -> Array:
-        p = softmax_of(x, axis=1)
+        p = x - finite_max(x, 1)
+        namespace(x).exp(p, out=p)
+        total = p.sum(axis=1)  # p / total is softmax(x); the division joins the next product
         if self.smoothing:
             q = self._soft_target(x, target)
-            return (p * q.sum(axis=1, keepdims=True) - q) * g[:, None]
+            return (p * (q.sum(axis=1) / total)[:, None] - q) * g[:, None]
         g = g * self._target_weight(x, target)
-        p *= g[:, None]
+        p *= (g / total)[:, None]
         p[namespace(x).arange(len(x)), target] -= g
         return p
 
