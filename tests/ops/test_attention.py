@@ -308,3 +308,18 @@ def test_a_mask_overwritten_before_backward_is_not_used(rng):
     bias += 1.0
     with pytest.raises(RuntimeError, match="has overwritten"):
         y.backward()
+
+
+@pytest.mark.parametrize("spread", [0.0, 30.0, 200.0, 1e4])
+def test_rows_far_below_the_others_keep_their_weights(spread: float) -> None:
+    """The largest score of a whole piece stands in for each row's, unless a row would vanish."""
+    rng = np.random.default_rng(0)
+    q, k, v = (Tensor(rng.normal(size=(2, 3, 8, 4)).astype(np.float32)) for _ in range(3))
+    q.requires_grad = True
+    level = Tensor(np.linspace(0.0, -spread, 8, dtype=np.float32)[:, None] * np.ones((8, 8), "f"))
+    plain = ops.scaled_dot_product_attention(q, k, v)
+    moved = ops.scaled_dot_product_attention(q, k, v, attn_mask=level)  # the same for a whole row
+    tolerance = 1e-6 + 1e-6 * spread
+    np.testing.assert_allclose(moved.numpy(), plain.numpy(), atol=tolerance, rtol=tolerance)
+    (a,), (b,) = grad(plain.sum(), q), grad(moved.sum(), q)
+    np.testing.assert_allclose(b.numpy(), a.numpy(), atol=tolerance, rtol=tolerance)

@@ -53,20 +53,16 @@ class Attention(Function):
         xp = namespace(q)
         mask = keep_mask((*q.shape[:-1], k.shape[-2]), p, *draw, xp) if p else None
         y = xp.empty((*q.shape[:-1], v.shape[-1]), dtype=v.dtype)
-        largest, share = (xp.empty((*q.shape[:-1], 1), dtype=q.dtype) for _ in range(2))
+        normalisers = []
         for piece in _pieces(q, k, causal):
-            weights = self._scores(piece, piece.queries(q), piece.keys(k), piece.scores(bias))
-            m = finite_max(weights, -1)
-            weights -= m
-            xp.exp(weights, out=weights)
-            total = sum_of(weights, -1, True)
-            r = 1.0 / xp.where(total == 0, total.dtype.type(1), total)
-            largest[piece.at_queries(largest)], share[piece.at_queries(share)] = m, r
+            scores = self._scores(piece, piece.queries(q), piece.keys(k), piece.scores(bias))
+            weights, m, share = _exponentials(scores)
+            normalisers.append((m, share))
             y[piece.at_queries(y)] = (
                 self._dropped(weights, piece.scores(mask)) @ piece.keys(v)
-            ) * r  # dividing (T, D) instead of (T, S)
+            ) * share  # dividing (T, D) instead of (T, S)
         self.save(q, k, v, bias, mask)
-        self.keep((largest, share))
+        self.keep(normalisers)
         return y
 
     def _scores(self, piece: _Piece, q: Any, k: Any, bias: Any) -> Any:
@@ -94,15 +90,16 @@ class Attention(Function):
         if isinstance(g, Tensor):
             p = softmax(self._scores(_whole(q, k), q, k, bias))
             return self._gradients(p, g, q, k, v, bias, mask)[: 3 + self.has_bias]
-        xp, (largest, share) = namespace(g), self.kept
+        xp = namespace(g)
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
         dbias = xp.zeros_like(bias) if self.has_bias else None
-        for piece in _pieces(q, k, self.causal):
+        pieces = _pieces(q, k, self.causal)
+        for piece, (m, share) in zip(pieces, self.kept, strict=True):
             inputs = piece.queries(q), piece.keys(k), piece.keys(v), piece.scores(bias)
             p = self._scores(piece, inputs[0], inputs[1], inputs[3])
-            p -= piece.queries(largest)
+            p -= m
             xp.exp(p, out=p)
-            p *= piece.queries(share)
+            p *= share
             dq[piece.at_queries(q)], dk_part, dv_part, dbias_part = self._gradients(
                 p, piece.queries(g), *inputs, piece.scores(mask)
             )
@@ -126,6 +123,27 @@ class Attention(Function):
         # One key/value head may serve a group of query heads: its gradients add up.
         dbias = None if bias is None else sum_to(ds, bias.shape)
         return dq, sum_to(dk, k.shape), sum_to(dv, v.shape), dbias
+
+
+def _exponentials(scores: Array) -> tuple[Array, Array, Array]:
+    """e^(x − m) in the place of the scores x, m, and 1 / Σ e^(x − m) over each row.
+
+    Any m gives the same softmax. One for the whole piece takes a third of the time of one a row,
+    and is safe unless a row lies so far below the others that it vanishes: then each has its own.
+    """
+    xp = namespace(scores)
+    if scores.size and scores.dtype == np.float32:
+        m = scores.max()
+        if m > -np.inf:
+            weights = xp.exp(scores - m)
+            total = weights @ xp.ones((scores.shape[-1], 1), dtype=scores.dtype)
+            if total.min() > 1e-20:
+                return weights, m, 1.0 / total
+    m = finite_max(scores, -1)
+    scores -= m
+    xp.exp(scores, out=scores)
+    total = sum_of(scores, -1, True)
+    return scores, m, 1.0 / xp.where(total == 0, total.dtype.type(1), total)
 
 
 class _Piece(NamedTuple):

@@ -1,0 +1,295 @@
+"""A whole training step of a GPT on the CPU, beside PyTorch's: forward, backward, clip, AdamW.
+
+Each implementation runs in a process of its own, with the same weights, the same batch and the
+same number of threads; the processes take turns in short bursts, so that what else the machine
+does falls on all alike. PyTorch is treated well: fused AdamW, scaled_dot_product_attention, and
+glibc told to keep freed memory, as our own process does.
+
+    python benchmarks/train_step.py [--sizes S M] [--bursts 8] [--compile] [--save]
+
+`gemm` is the floor: the matrix products of one step alone, through NumPy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# S a classroom model, M a small GPT, L GPT-2 124M.
+SIZES: dict[str, dict[str, int]] = {
+    "S": {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": 64, "vocab": 512, "batch": 16},
+    "M": {"n_layer": 6, "n_embd": 384, "n_head": 6, "n_positions": 256, "vocab": 2048, "batch": 8},
+    "L": {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 512, "vocab": 50257,
+          "batch": 1},
+}  # fmt: skip
+STEPS = {"S": 8, "M": 2, "L": 1}  # in a burst
+RESULTS = Path(__file__).parent / "results"
+
+Step = Callable[[], float]
+
+
+def batch(size: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.random.default_rng(1).integers(
+        0, size["vocab"], (size["batch"], size["n_positions"] + 1)
+    )
+    return tokens[:, :-1].copy(), tokens[:, 1:].copy()
+
+
+def our_model(size: dict[str, int]) -> Any:
+    import tinygrad_llm as tg
+    from tinygrad_llm.models.gpt import GPT, GPTConfig
+
+    tg.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=size["vocab"],
+        n_positions=size["n_positions"],
+        n_embd=size["n_embd"],
+        n_layer=size["n_layer"],
+        n_head=size["n_head"],
+    )
+    return GPT(config)
+
+
+def ours(size: dict[str, int]) -> Step:
+    from tinygrad_llm import optim
+
+    model, (x, y) = our_model(size), batch(size)
+    optimizer = optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = model.loss(x, y)
+        loss.backward()
+        optim.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def pytorch(size: dict[str, int], compiled: bool = False) -> Step:
+    import torch
+    import torch.nn.functional as F
+
+    torch.set_num_threads(threads())
+    weights = {
+        name: torch.nn.Parameter(torch.from_numpy(tensor.numpy().copy()))
+        for name, tensor in our_model(size).state_dict().items()
+        if name != "lm_head.weight"  # tied to wte
+    }
+    x, y = (torch.from_numpy(a) for a in batch(size))
+    heads, width = size["n_head"], size["n_embd"]
+
+    def norm(h: Any, name: str) -> Any:
+        return F.layer_norm(h, (width,), weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def linear(h: Any, name: str) -> Any:
+        return F.linear(h, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def forward() -> Any:
+        wte = weights["transformer.wte.weight"]
+        h = F.embedding(x, wte) + weights["transformer.wpe.weight"][: x.shape[1]]
+        for i in range(size["n_layer"]):
+            block = f"transformer.h.{i}"
+            qkv = linear(norm(h, f"{block}.ln_1"), f"{block}.attn.c_attn")
+            q, k, v = qkv.view(*x.shape, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+            a = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+            h = h + linear(a.reshape(h.shape), f"{block}.attn.c_proj")
+            a = F.gelu(linear(norm(h, f"{block}.ln_2"), f"{block}.mlp.c_fc"), approximate="tanh")
+            h = h + linear(a, f"{block}.mlp.c_proj")
+        logits = F.linear(norm(h, "transformer.ln_f"), wte)
+        return F.cross_entropy(logits.view(-1, size["vocab"]), y.view(-1))
+
+    loss_of = torch.compile(forward) if compiled else forward
+    optimizer = torch.optim.AdamW(
+        weights.values(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def gemm(size: dict[str, int]) -> Step:
+    """The products of a step and nothing else, into memory that is there already."""
+    n, c, v = size["batch"] * size["n_positions"], size["n_embd"], size["vocab"]
+    rng = np.random.default_rng(0)
+    layers = [(c, 3 * c), (c, c), (c, 4 * c), (4 * c, c)] * size["n_layer"] + [(c, v)]
+    products = []
+    for inner, outer in set(layers):
+        a, b, d = (
+            rng.normal(size=shape).astype(np.float32)
+            for shape in ((n, inner), (outer, inner), (n, outer))
+        )
+        count = layers.count((inner, outer))
+        products += [(a, b.T, np.empty_like(d)), (d, b, np.empty_like(a))] * count
+        products += [(d.T, a, np.empty_like(b))] * count
+    t, h = size["n_positions"], size["n_head"]
+    q = rng.normal(size=(size["batch"], h, t, c // h)).astype(np.float32)
+    scores, out = np.empty((size["batch"], h, t, t), np.float32), np.empty_like(q)
+    # Causal attention needs half of the scores: 2 products forward, 4 backward.
+    products += [(q, q.swapaxes(-1, -2), scores)] * size["n_layer"]
+    products += [(scores, q, out)] * (2 * size["n_layer"])
+
+    def step() -> float:
+        for a, b, into in products:
+            np.matmul(a, b, out=into)
+        return 0.0
+
+    return step
+
+
+IMPLEMENTATIONS: dict[str, Callable[[dict[str, int]], Step]] = {
+    "gemm": gemm,
+    "ours": ours,
+    "torch": pytorch,
+    "torch.compile": lambda size: pytorch(size, compiled=True),
+}
+
+
+def threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --- one process per implementation ---------------------------------------------------------------
+
+
+def work(name: str, size: str) -> None:
+    """Answer each line on standard input with a burst: seconds per step, last loss, peak memory."""
+    step = IMPLEMENTATIONS[name](SIZES[size])
+    for _ in range(2):  # warm up: threads, memory, compilation
+        step()
+    print(json.dumps("ready"), flush=True)
+    loss = 0.0
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(STEPS[size]):
+            loss = step()
+        seconds = (time.perf_counter() - start) / STEPS[size]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"seconds": seconds, "loss": loss, "peak_mib": peak}), flush=True)
+
+
+class Worker:
+    """A process that runs bursts when asked to."""
+
+    def __init__(self, name: str, size: str) -> None:
+        keep = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", name, "--sizes", size],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | keep,
+        )
+        self.name = name
+        self.answer()
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the process of {self.name} ended: see its message above")
+        return json.loads(line)
+
+    def burst(self) -> dict[str, float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def stop(self) -> None:
+        self.process.communicate()
+
+
+def measure(size: str, names: list[str], bursts: int) -> dict[str, list[dict[str, float]]]:
+    """All bursts of each implementation, taken in turns."""
+    workers = [Worker(name, size) for name in names]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(bursts):
+        for worker in workers:
+            found[worker.name].append(worker.burst())
+    for worker in workers:
+        worker.stop()
+    return found
+
+
+def table(size: str, found: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: a row per implementation; the ratio is the median of the ratios turn by turn."""
+    against = found.get("torch")
+    lines = [
+        f"| {size} | ms per step | spread | against torch | peak MiB | last loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in found.items():
+        seconds = [run["seconds"] for run in runs]
+        low, middle, high = statistics.quantiles(seconds, n=4)
+        ratio = "" if against is None else f"{_ratio(runs, against):.2f}"
+        loss = "" if name == "gemm" else f"{runs[-1]['loss']:.5f}"
+        lines.append(
+            f"| {name} | {middle * 1e3:.1f} | {low * 1e3:.1f}–{high * 1e3:.1f} | {ratio} | "
+            f"{max(run['peak_mib'] for run in runs):.0f} | {loss} |"
+        )
+    return "\n".join(lines)
+
+
+def _ratio(runs: list[dict[str, float]], against: list[dict[str, float]]) -> float:
+    pairs = zip(runs, against, strict=True)
+    return statistics.median([a["seconds"] / b["seconds"] for a, b in pairs])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["S", "M"])
+    parser.add_argument("--bursts", type=int, default=8, help="turns per implementation")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--save", action="store_true", help="write into benchmarks/results/")
+    parser.add_argument("--worker", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments.worker, arguments.sizes[0])
+        return
+    names = ["gemm", "ours"]
+    if _has_torch():
+        names += ["torch"] + ["torch.compile"] * arguments.compile
+    from op_overhead import environment
+
+    about = ", ".join(f"{key} {value}" for key, value in environment().items())
+    print(f"{about}, {threads()} threads")
+    parts = []
+    for size in arguments.sizes:
+        parts.append(table(size, measure(size, names, arguments.bursts)))
+        print(f"\n{parts[-1]}", flush=True)
+    if arguments.save:
+        command = f"`{Path(__file__).name} --sizes {' '.join(arguments.sizes)}`"
+        text = "\n\n".join(["# A training step on the CPU", f"{command}: {about}", *parts])
+        (RESULTS / "train_step.md").write_text(text + "\n", encoding="utf-8")
+
+
+def _has_torch() -> bool:
+    try:
+        import torch  # for its version in the title; the workers import their own
+    except ImportError:
+        return False
+    return bool(torch.__version__)
+
+
+if __name__ == "__main__":
+    main()
