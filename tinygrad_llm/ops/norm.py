@@ -10,7 +10,7 @@ from typing import Any
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace, over_rows
 from tinygrad_llm.ops.convert import as_float, as_tensor, narrowed, widened
-from tinygrad_llm.ops.linalg import column_sum, row_mean
+from tinygrad_llm.ops.linalg import column_sum, row_dot, row_mean
 from tinygrad_llm.ops.shape import copy
 from tinygrad_llm.tensor import Tensor
 
@@ -51,7 +51,7 @@ class LayerNorm(Function):
 def _layer_norm_gradient(g: Any, x: Any, w: Any, eps: float) -> tuple[Any, Any, Any]:
     g, (xhat, rstd) = widened(g), _standardise(x, eps)
     gw = g if w is None else g * w
-    dx = (gw - row_mean(gw) - xhat * row_mean(gw * xhat)) * rstd
+    dx = (gw - row_mean(gw) - xhat * (row_dot(gw, xhat) * (1.0 / x.shape[1]))) * rstd
     return dx, column_sum(g * xhat), column_sum(g)
 
 
@@ -59,7 +59,8 @@ def _standardise(x: Any, eps: float) -> Any:
     """x̂ and 1/σ of rows; of Tensors it is recorded, for the second order."""
     x = widened(x)
     centred = x - row_mean(x)
-    rstd = 1.0 / namespace(x).sqrt(row_mean(centred * centred) + eps)
+    variance = row_dot(centred, centred) * (1.0 / x.shape[1])
+    rstd = 1.0 / namespace(x).sqrt(variance + eps)
     return centred * rstd, rstd
 
 
@@ -89,12 +90,13 @@ class RMSNorm(Function):
 def _rms_norm_gradient(g: Any, x: Any, w: Any, eps: float) -> tuple[Any, Any]:
     g, (xhat, inverse) = widened(g), _scale_by_rms(x, eps)
     gw = g if w is None else g * w
-    return (gw - xhat * row_mean(gw * xhat)) * inverse, column_sum(g * xhat)
+    dx = (gw - xhat * (row_dot(gw, xhat) * (1.0 / x.shape[1]))) * inverse
+    return dx, column_sum(g * xhat)
 
 
 def _scale_by_rms(x: Any, eps: float) -> Any:
     x = widened(x)
-    inverse = 1.0 / namespace(x).sqrt(row_mean(x * x) + eps)
+    inverse = 1.0 / namespace(x).sqrt(row_dot(x, x) * (1.0 / x.shape[1]) + eps)
     return x * inverse, inverse
 
 
