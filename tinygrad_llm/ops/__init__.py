@@ -3,6 +3,12 @@
 One file per family; in it one class per op: its formula, `forward` and `backward` side by side.
 """
 
+from tinygrad_llm.ops.activations import (
+    gelu,
+    relu,
+    silu,
+    softplus,
+)
 from tinygrad_llm.ops.attention import (
     attention_reference,
     scaled_dot_product_attention,
@@ -40,7 +46,6 @@ from tinygrad_llm.ops.elementwise import (
     equal,
     erf,
     exp,
-    gelu,
     greater,
     greater_equal,
     isfinite,
@@ -59,13 +64,10 @@ from tinygrad_llm.ops.elementwise import (
     negative,
     not_equal,
     power,
-    relu,
     rsqrt,
     sigmoid,
     sign,
-    silu,
     sin,
-    softplus,
     sqrt,
     square,
     subtract,

@@ -1,4 +1,4 @@
-"""Ops on each element by itself: arithmetic, comparisons, exponentials, activations.
+"""Ops on each element by itself: arithmetic, comparisons, exponentials, choices.
 
 Two operands are broadcast by NumPy's rules; the gradient of an operand that was repeated is summed
 over the repetitions (`sum_to`).
@@ -7,14 +7,13 @@ over the repetitions (`sum_to`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
-from tinygrad_llm.backend import Array, blockwise, namespace
+from tinygrad_llm.backend import Array, namespace
 from tinygrad_llm.ops.convert import (
     as_array,
     as_float,
@@ -24,6 +23,7 @@ from tinygrad_llm.ops.convert import (
     pair,
     widened,
 )
+from tinygrad_llm.ops.erf import erf_of
 from tinygrad_llm.ops.shape import copy, sum_to
 from tinygrad_llm.tensor import Tensor
 
@@ -563,205 +563,3 @@ def masked_fill(x: Any, mask: Any, value: float) -> Tensor:
     if hidden.dtype != backend.bool_:
         raise TypeError(f"masked_fill() needs a boolean mask, got {hidden.dtype}; compare first")
     return MaskedFill.apply(x, mask=hidden, value=value)
-
-
-# --- activations ----------------------------------------------------------------------------------
-
-
-class Relu(Function):
-    """y = max(x, 0)        dx = g where y > 0, else 0"""
-
-    def forward(self, x: Array) -> Array:
-        y = namespace(x).maximum(x, x.dtype.type(0))
-        self.save(y)
-        return y
-
-    def backward(self, g: Any, y: Any) -> Any:
-        return g * (y > 0)
-
-
-class Gelu(Function):
-    """y = x Φ(x), Φ(x) = ½ (1 + erf(x/√2))        dx = g (Φ + x φ), φ = Φ′ = e^(−x²/2) / √2π"""
-
-    def forward(self, x: Array) -> Array:
-        self.save(x)
-        return blockwise(_gelu, x)
-
-    def backward(self, g: Any, x: Any) -> Any:
-        return _each(_gelu_gradient, g, x)
-
-
-def _gelu(x: Array) -> Array:
-    return narrowed(x * _normal_cdf(x), x)
-
-
-def _gelu_gradient(g: Any, x: Any) -> Any:
-    x = widened(x)
-    density = namespace(x).exp(-0.5 * (x * x)) * (1.0 / math.sqrt(2.0 * math.pi))
-    return narrowed(g * (_normal_cdf(x) + x * density), g)
-
-
-def _each(gradient: Callable[..., Any], g: Any, x: Any) -> Any:
-    """gradient(g, x), in blocks where they are arrays."""
-    return gradient(g, x) if isinstance(g, Tensor) else blockwise(gradient, g, x)
-
-
-def _normal_cdf(x: Any) -> Any:
-    erf = namespace(x).erf if isinstance(x, Tensor) else erf_of
-    return 0.5 * (1.0 + erf(x * math.sqrt(0.5)))
-
-
-_C0, _C1 = math.sqrt(2.0 / math.pi), 0.044715
-
-
-class GeluTanh(Function):
-    """y = x s, s = ½ (1 + tanh u), u = √(2/π) (x + 0.044715 x³)
-
-    dx = g (s + 2 x s (1 − s) u′), u′ = √(2/π) (1 + 0.134145 x²)
-    """
-
-    def forward(self, x: Array) -> Array:
-        self.save(x)
-        return blockwise(_gelu_tanh, x)
-
-    def backward(self, g: Any, x: Any) -> Any:
-        return _each(_gelu_tanh_gradient, g, x)
-
-
-def _gelu_tanh(x: Array) -> Array:
-    return narrowed(x * _gelu_gate(widened(x)), x)
-
-
-def _gelu_tanh_gradient(g: Any, x: Any) -> Any:
-    x = widened(x)
-    s = _gelu_gate(x)
-    slope = _C0 + (3.0 * _C0 * _C1) * (x * x)
-    return narrowed(g * (s + 2.0 * x * slope * (s - s * s)), g)
-
-
-def _gelu_gate(x: Any) -> Any:
-    return 0.5 + 0.5 * namespace(x).tanh(x * (_C0 + (_C0 * _C1) * (x * x)))
-
-
-class Silu(Function):
-    """y = x σ(x)        dx = g (σ + x σ (1 − σ))"""
-
-    def forward(self, x: Array) -> Array:
-        self.save(x)
-        return blockwise(_silu, x)
-
-    def backward(self, g: Any, x: Any) -> Any:
-        return _each(_silu_gradient, g, x)
-
-
-def _silu(x: Array) -> Array:
-    return narrowed(x * sigmoid_of(x), x)
-
-
-def _silu_gradient(g: Any, x: Any) -> Any:
-    s = sigmoid_of(x)
-    return narrowed(g * (s + x * (s - s * s)), g)
-
-
-class Softplus(Function):
-    """y = ln(1 + eˣ) = max(x, 0) + ln(1 + e^(−|x|))        dx = g σ(x)"""
-
-    def forward(self, x: Array) -> Array:
-        xp = namespace(x)
-        self.save(x)
-        return xp.maximum(x, x.dtype.type(0)) + xp.log1p(xp.exp(-xp.abs(x)))
-
-    def backward(self, g: Any, x: Any) -> Any:
-        return narrowed(g * sigmoid_of(x), g)
-
-
-def relu(x: Any) -> Tensor:
-    """y = max(x, 0); the gradient at 0 is 0"""
-    return Relu.apply(as_tensor(x))
-
-
-def gelu(x: Any, approximate: str = "none") -> Tensor:
-    """y = x Φ(x) exactly, or with approximate="tanh" the form that GPT-2 uses.
-
-    Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016.
-    """
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"gelu(): approximate is 'none' or 'tanh', got {approximate!r}")
-    return (GeluTanh if approximate == "tanh" else Gelu).apply(as_float(x))
-
-
-def silu(x: Any) -> Tensor:
-    """y = x σ(x), also called swish"""
-    return Silu.apply(as_float(x))
-
-
-def softplus(x: Any) -> Tensor:
-    """y = ln(1 + eˣ), a smooth max(x, 0)"""
-    return Softplus.apply(as_float(x))
-
-
-# --- the error function ---------------------------------------------------------------------------
-
-
-def erf_of(x: Array) -> Array:
-    """erf of an array: a rational approximation in the array's precision."""
-    if x.dtype == backend.float64:
-        return _erf64(x)
-    return _erf32(x.astype(np.float32, copy=False)).astype(x.dtype, copy=False)
-
-
-def _erf32(x: Array) -> Array:
-    # x P(x²) / Q(x²) on [−4, 4], beyond which erf is ±1 in float32: the minimax fit that Eigen and
-    # XLA use.
-    xp = namespace(x)
-    x = xp.clip(x, -4.0, 4.0)
-    return xp.clip(x * _horner(x * x, _ERF32_P) / _horner(x * x, _ERF32_Q), -1.0, 1.0)
-
-
-def _erf64(x: Array) -> Array:
-    # W. J. Cody, "Rational Chebyshev approximation for the error function", 1969: one fit around
-    # 0, one for erfc = 1 − erf on [0.47, 4], and beyond that erfc is below 2e-8.
-    xp = namespace(x)
-    a = xp.abs(x)
-    square = xp.minimum(a, 0.5) ** 2
-    near = x * _horner(square, _NEAR_P) / _horner(square, _NEAR_Q)
-    m = xp.clip(a, 0.46875, 4.0)
-    middle = 1.0 - xp.exp(-m * m) * _horner(m, _MIDDLE_P) / _horner(m, _MIDDLE_Q)
-    f = xp.clip(a, 4.0, 6.0)
-    i = 1.0 / (f * f)
-    tail = (1.0 / math.sqrt(math.pi) - i * _horner(i, _FAR_P) / _horner(i, _FAR_Q)) / f
-    far = 1.0 - xp.exp(-f * f) * tail
-    beyond = xp.copysign(xp.where(a <= 4.0, middle, far), x)
-    return xp.where(xp.isnan(x), x, xp.where(a <= 0.46875, near, beyond))
-
-
-def _horner(x: Array, coefficients: tuple[float, ...]) -> Array:
-    """c₀ xⁿ + c₁ xⁿ⁻¹ + … + cₙ"""
-    y = x * coefficients[0] + coefficients[1]
-    for c in coefficients[2:]:
-        y *= x
-        y += c
-    return y
-
-
-# fmt: off
-_ERF32_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06,
-            -5.69250639462346e-05, -7.34990630326855e-04, -2.95459980854025e-03,
-            -1.60960333262415e-02)
-_ERF32_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03,
-            -7.37332916720468e-03, -1.42647390514189e-02)
-_NEAR_P = (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2,
-           3.77485237685302021e2, 3.20937758913846947e3)
-_NEAR_Q = (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3,
-           2.84423683343917062e3)
-_MIDDLE_P = (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0,
-             6.61191906371416295e1, 2.98635138197400131e2, 8.81952221241769090e2,
-             1.71204761263407058e3, 2.05107837782607147e3, 1.23033935479799725e3)
-_MIDDLE_Q = (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2,
-             1.62138957456669019e3, 3.29079923573345963e3, 4.36261909014324716e3,
-             3.43936767414372164e3, 1.23033935480374942e3)
-_FAR_P = (1.63153871373020978e-2, 3.05326634961232344e-1, 3.60344899949804439e-1,
-          1.25781726111229246e-1, 1.60837851487422766e-2, 6.58749161529837803e-4)
-_FAR_Q = (1.0, 2.56852019228982242e0, 1.87295284992346725e0, 5.27905102951428412e-1,
-          6.05183413124413191e-2, 2.33520497626869185e-3)
-# fmt: on

@@ -15,7 +15,7 @@ import numpy as np
 
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
-from tinygrad_llm.ops import convert, elementwise, indexing, linalg, reduce, shape
+from tinygrad_llm.ops import activations, convert, elementwise, indexing, linalg, reduce, shape
 from tinygrad_llm.ops.attention import Attention, scaled_dot_product_attention
 from tinygrad_llm.ops.dropout import Dropout
 from tinygrad_llm.ops.embedding import AddRows, Embedding, embedding
@@ -163,10 +163,10 @@ def _unary(make: _Maker) -> Samples:
         e.Sin: smooth(e.sin),
         e.Cos: smooth(e.cos),
         e.Erf: smooth(e.erf),
-        e.Gelu: smooth(e.gelu),
-        e.GeluTanh: smooth(lambda x: e.gelu(x, "tanh")),
-        e.Silu: smooth(e.silu),
-        e.Softplus: smooth(e.softplus),
+        activations.Gelu: smooth(activations.gelu),
+        activations.GeluTanh: smooth(lambda x: activations.gelu(x, "tanh")),
+        activations.Silu: smooth(activations.silu),
+        activations.Softplus: smooth(activations.softplus),
     }
 
 
@@ -182,7 +182,7 @@ def _piecewise(make: _Maker) -> Samples:
     ]
     return {
         e.Abs: make.unary(e.abs, make.off_zero),
-        e.Relu: make.unary(e.relu, make.off_zero),
+        activations.Relu: make.unary(activations.relu, make.off_zero),
         e.Extremum: extremum,
         e.Clip: make.unary(lambda x: e.clip(x, -1.0, 0.025), make.distinct)
         + make.unary(lambda x: e.clip(x, min=0.0), make.off_zero)

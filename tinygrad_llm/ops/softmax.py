@@ -8,6 +8,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, is_float, namespace, over_rows
+from tinygrad_llm.ops.activations import softplus
 from tinygrad_llm.ops.convert import as_array, as_float, as_tensor, narrowed, widened
 from tinygrad_llm.ops.reduce import Reduction, kept_shape, sum_of
 from tinygrad_llm.tensor import Axis, Tensor
@@ -333,8 +334,6 @@ def binary_cross_entropy_with_logits(
         pos_weight: w⁺, how much positive examples count more, broadcastable
         reduction: 'mean', 'sum' or 'none'
     """
-    from tinygrad_llm.ops.elementwise import softplus
-
     x, z = _same_shape(logits, target, "binary_cross_entropy_with_logits")
     positive = 1.0 if pos_weight is None else 1.0 + (_factor(pos_weight, x, "pos_weight") - 1.0) * z
     return reduce_loss((1.0 - z) * x + positive * softplus(-x), reduction, weight)
