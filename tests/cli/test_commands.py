@@ -1,5 +1,6 @@
 """The commands on real input: in this process, through a pipe, on a terminal, interrupted."""
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import pytest
 from tinygrad_llm.cli import main
 from tinygrad_llm.cli.output import show_text
 from tinygrad_llm.gradcheck import Report
+from tinygrad_llm.train.run import Run
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 COMMAND = [sys.executable, "-m", "tinygrad_llm"]
@@ -90,6 +92,72 @@ def test_resume_goes_on_and_refuses_another_run(text, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_a_budget_ends_the_run_with_the_command_that_goes_on(text, capsys):
+    budget = ["--max-tokens", "300", "--accumulate", "2", "--ema", "0.9", "--keep-last", "1"]
+    assert main(pretrain("--run", "run", *budget)) == 0
+    out = capsys.readouterr().out
+    assert "stopped: the run has seen 384 tokens, its limit being 300" in out
+    assert "averaged" in out
+    assert main(["pretrain", "gpt", "--resume", "run"]) == 2
+    assert "give a larger --max-tokens to train on" in capsys.readouterr().err
+    commands = re.findall(r"^(?:resume|sample|averaged): +(.*)$", out, flags=re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:  # as pasted into a shell
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+    assert [r["step"] for r in records("run")] == list(range(6))
+
+
+def test_one_batch_is_overfitted(text, capsys):
+    one = ["--overfit-one-batch", "--steps", "150", "--lr", "0.02", "--dropout", "0"]
+    assert main(pretrain("--run", "run", "--eval-every", "150", *one)) == 0
+    last = records("run")[-1]
+    assert last["loss"] < 0.5
+    assert last["val_loss"] == pytest.approx(last["loss"], rel=0.3)
+
+
+def test_a_run_in_use_is_one_sentence(text, capsys):
+    assert main(pretrain("--run", "run")) == 0
+    held = Run.open("run")
+    held.hold()
+    capsys.readouterr()
+    assert main(["pretrain", "gpt", "--resume", "run", "--steps", "30"]) == 2
+    err = capsys.readouterr().err
+    assert f"run is in use by another process (pid {os.getpid()})" in err
+    assert err.count("\n") == 1
+    held.close()
+    assert main(["pretrain", "gpt", "--resume", "run", "--steps", "30"]) == 0
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(text, capsys, monkeypatch):
+    fsync, room = os.fsync, [40]
+
+    def filling(descriptor):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", filling)
+        assert main(pretrain("--run", "run", "--checkpoint-every", "2")) == 2
+    err = capsys.readouterr().err
+    match = re.search(r"\(No space left on device\), .* last good checkpoint is (\S+): ", err)
+    assert match is not None, err
+    assert err.count("\n") == 1
+    assert sorted(os.listdir(match[1])) == [
+        *("config.json", "model.safetensors", "optimizer.safetensors"),
+        *("tokenizer.json", "trainer.json"),
+    ]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(text, capsys):
+    assert main(pretrain("--run", "text.txt/run")) == 2
+    err = capsys.readouterr().err
+    assert "cannot write into the run folder text.txt/run (Not a directory)" in err
+    assert err.count("\n") == 1
+
+
 def test_generate_repeats_with_its_seed(text, capsys):
     assert main(pretrain("--run", "run", "--max-new-tokens", "0")) == 0
     assert "sample (" not in capsys.readouterr().out
@@ -114,7 +182,9 @@ def test_a_loss_that_is_no_number_is_one_sentence(text, capsys):
     assert main(pretrain("--run", "run", "--lr", "1e30", "--warmup", "0", "--grad-clip", "0")) == 1
     err = capsys.readouterr().err
     assert re.search(
-        r"the loss is .* at step \d+, so training stopped; there is no checkpoint", err
+        r"the loss is .* at step \d+: \w+ made (NaN|infinity) in .*, so training stopped; "
+        r"there is no checkpoint",
+        err,
     )
     assert err.count("\n") == 1
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import io
 import json
 import sys
 import sysconfig
@@ -228,9 +229,20 @@ def test_what_is_not_text_is_refused(tmp_path: Path, content: bytes, sentence: s
     assert "own.txt" in str(info.value)
 
 
-def test_a_folder_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="expected a text file, got the folder"):
-        corpora.load_text(tmp_path)
+def test_what_files_reads_becomes_a_corpus(tmp_path: Path):
+    (tmp_path / "b.txt").write_text("two<|endoftext|>three")
+    (tmp_path / "a.md").write_text("one")
+    corpus = corpora.load_text(str(tmp_path))
+    assert corpus == corpora.Corpus(str(tmp_path), ["one", "two", "three"])
+    (tmp_path / "web.jsonl").write_text('{"body": "four"}\n{"body": "five"}\n')
+    assert corpora.load_text(f"{tmp_path}/web.jsonl:body").text == "four<|endoftext|>five"
+
+
+def test_standard_input_is_read_only_where_once_will_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("中文\n".encode())))
+    with pytest.raises(ValueError, match=r"standard input can be read only once, .* resumed"):
+        corpora.load_text("-")
+    assert corpora.load_text("-", once=True) == corpora.Corpus("standard input", ["中文\n"])
 
 
 @pytest.mark.parametrize("misspelt", ["python-doc", "pyton-docs", "PYTHON-DOCS", "python_docs"])

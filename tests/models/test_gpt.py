@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinygrad_llm import Tensor, backend, no_grad, ops
-from tinygrad_llm.models.gpt import GPT, GPTConfig
+from tinygrad_llm.models.gpt import GPT, GPTConfig, KVCache
 from tinygrad_llm.optim import AdamW
 
 CONFIG = GPTConfig(vocab_size=11, n_positions=8, n_embd=12, n_layer=2, n_head=3)
@@ -352,3 +352,64 @@ def test_from_dict_takes_what_it_knows_and_refuses_another_network():
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             GPTConfig.from_dict({**given, **wrong})
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize("cuts", [[], [1, 2, 3, 4, 5, 6, 7], [5], [1, 6]])
+def test_a_text_in_parts_with_a_cache_has_the_logits_of_the_whole(dtype, near, cuts):
+    model, ids = make(spread=0.1).to(dtype), tokens(3, 8)
+    cache = KVCache(model.config)
+    with no_grad():
+        expected = model(ids).numpy()
+        parts = [model(part, cache).numpy() for part in np.split(ids, cuts, axis=1)]
+    assert np.concatenate(parts, axis=1).dtype == dtype
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, rtol=near, atol=near)
+    assert cache.length == 8
+    cache.clear()
+    with no_grad():
+        np.testing.assert_allclose(model(ids, cache).numpy(), expected, rtol=near, atol=near)
+
+
+def test_next_logits_are_forwards_last():
+    model, ids = make(), tokens(2, 6)
+    cache = KVCache(model.config)
+    with no_grad():
+        expected = model(ids).numpy()[:, -1]
+        np.testing.assert_allclose(model.next_logits(ids).numpy(), expected, rtol=1e-12)
+        model.next_logits(ids[:, :4], cache)
+        np.testing.assert_allclose(
+            model.next_logits(ids[:, 4:], cache).numpy(), expected, rtol=1e-10, atol=1e-12
+        )
+
+
+def test_a_cache_goes_on_with_the_rows_selected():
+    model, ids, rows = make(), tokens(3, 8), [2, 0, 0, 1]
+    cache = KVCache(model.config)
+    with no_grad():
+        expected = model(ids[rows]).numpy()
+        model(ids[:, :3], cache)
+        cache.select(rows)
+        middle = model(ids[rows, 3:5], cache).numpy()
+        cache.select([0, 1, 2, 3])
+        cache.select([3, 1])
+        end = model(ids[[1, 0], 5:], cache).numpy()
+    np.testing.assert_allclose(middle, expected[:, 3:5], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(end, expected[[3, 1], 5:], rtol=1e-10, atol=1e-12)
+
+
+def test_a_cache_refuses_what_it_cannot_hold():
+    model, cache = make(), KVCache(CONFIG)
+    with pytest.raises(ValueError, match=r"within no_grad\(\)"):
+        model(tokens(1, 3), cache)
+    assert cache.length == 0
+    with no_grad():
+        model(tokens(2, 5), cache)
+        with pytest.raises(ValueError, match="holds 2 texts, got input_ids of 1"):
+            model(tokens(1, 1), cache)
+        with pytest.raises(ValueError, match="the input has 9 tokens, but this GPT sees at most"):
+            model(tokens(2, 4), cache)
+        assert cache.length == 5
+        model(tokens(2, 3), cache)

@@ -67,6 +67,21 @@ def test_leftovers_of_a_killed_write_are_removed_by_the_next(tmp_path):
     assert os.listdir(tmp_path) == ["step-2"]
 
 
+def test_a_folder_is_deleted_at_once(tmp_path, monkeypatch):
+    """A kill in the middle of it leaves no half folder under its name."""
+    for name in ("step-1", "step-2"):
+        files.write_folder(tmp_path / name, lambda folder: (folder / "a").write_text("1"))
+    files.remove_folder(tmp_path / "step-1")
+    assert os.listdir(tmp_path) == ["step-2"]
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda *_, **__: None)
+        files.remove_folder(tmp_path / "step-2")
+    (left,) = tmp_path.iterdir()
+    assert files.is_unfinished(left)
+    files.write_folder(tmp_path / "step-3", lambda folder: (folder / "a").write_text("1"))
+    assert os.listdir(tmp_path) == ["step-3"]
+
+
 @pytest.mark.parametrize("symlinks", [True, False])
 def test_a_pointer_turns_at_once(tmp_path, monkeypatch, symlinks):
     for name in ("one", "two"):

@@ -68,3 +68,11 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
 
 def test_clock():
     assert [_clock(s) for s in (0, 65, 3599.7, 3700)] == ["0:00", "1:05", "1:00:00", "1:01:40"]
+
+
+def test_the_average_of_the_weights_is_told_beside_the_validation():
+    out = io.StringIO()
+    log = PlainLog(out)
+    log.start(0, 4)
+    log.record({"step": 0, "val_loss": 5.0, "val_loss_ema": 4.5})
+    assert out.getvalue() == "step 0/4 · val loss 5.000 · averaged 4.500\n"

@@ -11,7 +11,7 @@ from tinygrad_llm.train import plot
 RECORDS = [
     {"step": 0, "val_loss": 5.0},
     *({"step": i, "loss": 5.0 / i} for i in range(1, 60)),
-    {"step": 60, "loss": 1.0, "val_loss": 1.5},
+    {"step": 60, "loss": 1.0, "val_loss": 1.5, "val_loss_ema": 1.4},
 ]
 
 

@@ -48,6 +48,9 @@ def test_nothing_is_written_over(run, tmp_path):
         Run.new(tmp_path / "file")
     (tmp_path / "empty").mkdir()
     Run.new(tmp_path / "empty")
+    (tmp_path / "empty" / "lock").touch()  # what a kill in the middle of `begin` leaves
+    (tmp_path / "empty" / ".unfinished-config.toml").touch()
+    Run.new(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="is not a run folder"):
         Run.open(tmp_path / "empty")
 

@@ -18,6 +18,7 @@ from tinygrad_llm.cli.errors import UsageError
 COMMANDS = {
     "pretrain": "train a model on text, from nothing",
     "generate": "let a trained model write",
+    "tokenizer": "train a tokenizer, show how one cuts a text",
     "gradcheck": "check the gradient of every op against central differences",
     "doctor": "say what this machine has and what would be used",
 }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
 from tinygrad_llm.cli.arguments import parse
-from tinygrad_llm.cli.errors import user_input
+from tinygrad_llm.cli.errors import UsageError, user_input
 from tinygrad_llm.cli.output import show_text
+
+if TYPE_CHECKING:
+    from tinygrad_llm.generate import Piece
 
 HELP = """\
 Let a trained model write, token by token. The same seed gives the same text.
@@ -18,6 +21,8 @@ Let a trained model write, token by token. The same seed gives the same text.
 examples:
   tinygrad-llm generate --model runs/book --prompt "Once upon a time"
   tinygrad-llm generate --model runs/book/checkpoints/step-000500 --temperature 0.7 --top-p 0.9
+  tinygrad-llm generate --model runs/book --prompt "One" --num-return-sequences 3 --min-p 0.05
+  tinygrad-llm generate --model runs/book --prompt "One" --num-beams 4 --stop-strings . "!"
 """
 
 
@@ -31,12 +36,26 @@ class Options:
     """What the text goes on from; empty: it begins a document."""
     max_new_tokens: int = 200
     """The longest text, in tokens; it ends earlier where the model ends the document."""
-    temperature: float = 0.8
+    temperature: Annotated[
+        float | None, arg(metavar="FLOAT", help_behavior_hint="(default: 0.8)")
+    ] = None
     """Below 1: safer words; above 1: bolder; 0: always the likeliest."""
     top_k: int = 0
     """Choose among the k likeliest tokens; 0: among all."""
     top_p: float = 1.0
     """Choose among the likeliest tokens that share this much probability."""
+    min_p: float = 0.0
+    """Choose among the tokens with at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that were there already become less likely; 1.1 to 1.3 is usual."""
+    num_return_sequences: int = 1
+    """How many texts; the second is the one that the next seed gives, and so on."""
+    stop_strings: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: none)")] = ()
+    """A text ends before the first of these."""
+    num_beams: int = 1
+    """Above 1: search for the likeliest text instead of drawing one, keeping so many at a time."""
+    length_penalty: float = 1.0
+    """With beams: above 0 favours long texts, below 0 short ones."""
     seed: int = 1
     """Another number, another text."""
     device: str = "auto"
@@ -48,26 +67,50 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(Options, arguments, "generate", HELP)
 
     from tinygrad_llm.data.tokenizers import Tokenizer
-    from tinygrad_llm.generate import write
+    from tinygrad_llm.generate import GenerationConfig, write_many
     from tinygrad_llm.models.gpt import GPT
     from tinygrad_llm.train.machine import choose_device
     from tinygrad_llm.train.run import find_checkpoint
 
+    temperature = options.temperature
+    if temperature is None:
+        temperature = 0.8 if options.num_beams == 1 else 1.0
     with user_input():
+        config = GenerationConfig(
+            max_new_tokens=options.max_new_tokens,
+            temperature=temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+            num_return_sequences=options.num_return_sequences,
+            stop_strings=options.stop_strings,
+        )
         folder = find_checkpoint(options.model)
         device, _ = choose_device(options.device)
         model, tokenizer = GPT.from_pretrained(folder).to(device), Tokenizer.from_file(folder)
-        text = write(
-            model,
-            tokenizer,
-            options.prompt,
-            options.max_new_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seed=options.seed,
-        )
-    show_text([options.prompt])
-    show_text(text)
-    print()
+        pieces = write_many(model, tokenizer, options.prompt, config, seed=options.seed)
+    try:
+        show_text(_one_after_the_other(pieces, options.prompt, config.num_return_sequences))
+    except FloatingPointError as error:
+        raise UsageError(str(error)) from error
     return 0
+
+
+def _one_after_the_other(pieces: Iterator[Piece], prompt: str, count: int) -> Iterator[str]:
+    """What to print: the first text as it is written, each other when those before it are whole."""
+    waiting: dict[int, list[Piece]] = {number: [] for number in range(count)}
+    for number in range(count):
+        if count > 1:
+            yield f"--- {number + 1} of {count} ---\n"
+        yield prompt
+        last = False
+        while not last:
+            while not waiting[number]:
+                piece = next(pieces)
+                waiting[piece.number].append(piece)
+            _, text, last = waiting[number].pop(0)
+            yield text
+        yield "\n"

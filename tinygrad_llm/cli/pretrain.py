@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
@@ -15,6 +16,7 @@ from tinygrad_llm.cli.arguments import parse, program
 from tinygrad_llm.cli.errors import UsageError, user_input
 from tinygrad_llm.cli.output import show_text
 from tinygrad_llm.data import END_OF_TEXT
+from tinygrad_llm.train import checkpoint
 from tinygrad_llm.train import config as configuration
 from tinygrad_llm.train.config import PRESETS, PretrainConfig
 from tinygrad_llm.train.run import Run
@@ -33,6 +35,8 @@ examples:
   tinygrad-llm pretrain gpt --preset demo
   tinygrad-llm pretrain gpt --data book.txt --tokenizer char --steps 2000 --run runs/book
   tinygrad-llm pretrain gpt --resume runs/book
+  tinygrad-llm pretrain gpt --data book.txt --max-seconds 600 --patience 5 --keep-last 2
+  tinygrad-llm pretrain gpt --preset tiny --overfit-one-batch --steps 200
 """
 
 
@@ -52,13 +56,16 @@ class Options:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train; 0 when done, 1 when the loss is no longer a number, 128 + n after signal n."""
+    """Train; 0 when done, 1 when the loss is no longer a number, 128 + n after signal n.
+
+    Raises UsageError for bad input, and where the run folder can no longer be written.
+    """
     with user_input():
         options = read_options(_after_architecture(arguments))
 
     from tinygrad_llm.train import pretrain
     from tinygrad_llm.train.log import open_log
-    from tinygrad_llm.train.trainer import Diverged, Interrupted
+    from tinygrad_llm.train.trainer import Diverged, Interrupted, NotSaved
 
     log = open_log()
     with user_input():
@@ -75,6 +82,8 @@ def run(arguments: Sequence[str]) -> int:
     except Diverged as error:
         print(f"tinygrad-llm: {error}", file=sys.stderr)
         return 1
+    except NotSaved as error:
+        raise UsageError(str(error)) from error
     _print_sample(ready)
     _print_farewell(ready)
     return 0
@@ -119,12 +128,22 @@ def _print_sample(ready: Pretraining) -> None:
 
 
 def _print_farewell(ready: Pretraining) -> None:
-    run, steps = ready.run, ready.config.train.steps
+    run, end = ready.run, ready.trainer.end
+    if end and end.flag != "--steps":
+        print(f"\nstopped: the run has {end.reason}")
     print(f"\nrun folder: {run.folder}")
     if run.picture_file.exists():
         print(f"loss curve: {run.picture_file}")
-    print(f"resume:     {_resume_command(ready)} --steps {2 * steps}")
-    print(f"sample:     {program()} generate --model {shlex.quote(str(run.folder))}")
+    if end:
+        print(f"resume:     {_resume_command(ready)} {end.flag} {2 * end.limit}")
+    print(f"sample:     {_sample_command(run.folder)}")
+    if ready.trainer.average is not None:
+        best = run.checkpoints_folder / "best" / checkpoint.AVERAGE
+        print(f"averaged:   {_sample_command(best)}")
+
+
+def _sample_command(folder: Path) -> str:
+    return f"{program()} generate --model {shlex.quote(str(folder))}"
 
 
 def _resume_command(ready: Pretraining) -> str:

@@ -19,7 +19,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 
-from tinygrad_llm.data import END_OF_TEXT
+from tinygrad_llm.data import END_OF_TEXT, files
 
 
 @dataclass(frozen=True)
@@ -75,38 +75,27 @@ def load(name: str) -> Corpus:
     return Corpus(name, documents)
 
 
-def load_text(source: str | PathLike[str]) -> Corpus:
-    """The built-in corpus called `source`, or else the UTF-8 text file at that path.
+def load_text(source: str | PathLike[str], *, once: bool = False) -> Corpus:
+    """The built-in corpus called `source`, or else the documents that `files.documents` finds.
 
-    A file is one document, or several where it has `<|endoftext|>` between them; its text is kept
-    to the letter (line ends too), less a byte-order mark. `./python-docs` is always the file.
+    A text file, a folder, a pattern, a .jsonl file (`web.jsonl:body` for another field than
+    `text`) or, with `once`, a pipe or `-` for standard input: `files` says how each is read.
+    `./python-docs` is always the file.
 
-    Raises FileNotFoundError where there is no such file, ValueError where it is not text.
+    Raises FileNotFoundError where there is nothing of that name, ValueError where it is not text,
+    and for standard input without `once`: a run reads its text again when it is resumed.
     """
     if isinstance(source, str) and source in _BUILDERS:
         return load(source)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        raise ValueError(f"expected a text file, got the folder {str(source)!r}")
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no file {str(source)!r}, and no built-in corpus of that name{_nearest(str(source))}; "
-            f"there are {_listed()}"
-        )
-    text = _decode(path.read_bytes(), str(source))
-    if not text.strip():
-        raise ValueError(f"{str(source)!r} holds no text: there is nothing to train on")
-    return Corpus(str(source), text.split(END_OF_TEXT))
-
-
-def _decode(data: bytes, name: str) -> str:
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name!r} is not UTF-8 text (byte 0x{error.object[error.start]:02x} at position "
-            f"{error.start}): save it as UTF-8 first"
+        documents = list(files.documents(source, once=once))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}, and no built-in corpus of that name{_nearest(str(source))}; there are "
+            f"{_listed()}"
         ) from error
+    name = "standard input" if source == files.STANDARD_INPUT else str(source)
+    return Corpus(name, documents)
 
 
 def _nearest(name: str) -> str:

@@ -1,39 +1,46 @@
-"""Text ↔ token ids: bytes, characters, or byte-level BPE, all in one file format.
+"""Text ↔ token ids: bytes, characters, BPE, WordPiece or Unigram, all in one file format.
 
-A `Tokenizer` is a `tokenizers.Tokenizer` with a few manners. The three kinds differ in how they are
+A `Tokenizer` is a `tokenizers.Tokenizer` with a few manners. The kinds differ in how they are
 made, not in how they are used, and each saves as the Hugging Face `tokenizer.json` which
 `tokenizers.Tokenizer.from_file` opens and which encodes the same there.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tinygrad_llm.data import END_OF_TEXT
+from tinygrad_llm.data import END_OF_TEXT, files
 
 UNKNOWN = "<unk>"
 FILE_NAME = "tokenizer.json"
 
-Kind = Literal["byte", "char", "bpe", "other"]
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BERT_FILE_NAME = "vocab.txt"
+
+Kind = Literal["byte", "char", "bpe", "wordpiece", "unigram", "other"]
 
 
 class Tokenizer:
-    """decode(encode(text)) = text, to the letter, for the three kinds that are made here.
+    """decode(encode(text)) = text, to the letter, for the kinds made here, less WordPiece.
 
-        byte()                  ids 0 … 255 are the bytes of UTF-8
-        char(text)              the distinct characters of the text, sorted; then `<unk>`
-        bpe(text, vocab_size)   the 256 bytes, then the merges in the order they were found
-        from_file(path)         one of these, or whatever else the file holds (kind 'other')
+        byte()                        ids 0 … 255 are the bytes of UTF-8
+        char(text)                    the distinct characters of the text, sorted; then `<unk>`
+        bpe(text, vocab_size)         the 256 bytes, then the merges in the order they were found
+        unigram(text, vocab_size)     pieces of bytes, the likeliest first
+        wordpiece(text, vocab_size)   BERT's: `[PAD]` … `[MASK]`, characters, pieces of words
+        from_vocab(path)              WordPiece from BERT's vocab.txt
+        from_file(path)               one of these, or whatever else the file holds (kind 'other')
 
-    The last id of the first three is `eos_id`, `<|endoftext|>`, GPT-2's mark between documents: one
+    The last id of those made here is `eos_id`, `<|endoftext|>`, GPT-2's mark between documents: one
     token wherever a text has it. `vocab_size` is the largest id + 1, the rows an embedding needs.
     """
 
@@ -93,34 +100,144 @@ class Tokenizer:
         return cls(_with_mark(tokenizer))
 
     @classmethod
+    def unigram(cls, text: str | Iterable[str], vocab_size: int) -> Tokenizer:
+        """argmax over cuts of a word into pieces of Σ log p(piece): the likeliest cut is taken.
+
+        The pieces and their p come by expectation maximisation, from many pieces down to
+        `vocab_size`. Words and alphabet are those of `bpe`, so no text is unknown and blanks, line
+        ends, Chinese and emoji come back; it is not SentencePiece's file, which writes a blank
+        as '▁'. A short text may give fewer ids than asked. The same text gives the same pieces.
+        Raises ValueError for a text without a character and a `vocab_size` below 258.
+        Kudo, ACL 2018 (arXiv:1804.10959).
+        """
+        if vocab_size < 258:
+            raise ValueError(
+                f"vocab_size must be at least 258 for Unigram (256 bytes, a piece and "
+                f"{END_OF_TEXT}), got {vocab_size}"
+            )
+        documents = list(_documents(text))
+        if not any(documents):
+            raise ValueError("Unigram is made from a text, got an empty one")
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer = _assemble(models.Unigram(), words, decoders.ByteLevel())
+        trainer = trainers.UnigramTrainer(
+            vocab_size=vocab_size - 1,  # the last id is the mark's
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(documents, trainer)
+        tokenizer.model = _repeatable(tokenizer)
+        return cls(_with_mark(tokenizer))
+
+    @classmethod
+    def wordpiece(
+        cls, text: str | Iterable[str], vocab_size: int, *, cased: bool = False
+    ) -> Tokenizer:
+        """From the start of a word, the longest piece that is known, then again: 'un ##aff ##able'.
+
+        BERT's layout: `[PAD] [UNK] [CLS] [SEP] [MASK]` are the ids 0 … 4, then come the characters,
+        the same inside of words with '##' before them, and the pieces. Control characters go,
+        every blank is a blank, Chinese characters stand alone; unless `cased`, letters are
+        lower-cased and lose their accents. A word with a character outside the text is `[UNK]`.
+        So decode(encode(text)) is readable, but not the text to the letter.
+
+        The pieces are those that BPE finds. A short text may give fewer ids than asked. The same
+        text gives the same ids. Raises ValueError for a text without a character and for a
+        `vocab_size` too small for its characters.
+        Devlin et al., NAACL 2019 (BERT); Wu et al. 2016, arXiv:1609.08144.
+        """
+        documents = list(_documents(text))
+        # Merges that tie are decided by ids, and the trainer numbers the '##' characters at random.
+        # So a first pass finds the characters alone, and the second is given them in order.
+        characters = _train_wordpiece(documents, BERT_TOKENS, 0, cased)
+        alphabet = sorted(characters.keys() - {*BERT_TOKENS}, key=lambda token: (len(token), token))
+        if not alphabet:
+            raise ValueError("WordPiece is made from a text, got an empty one")
+        known = (*BERT_TOKENS, *alphabet)
+        if vocab_size <= len(known):
+            raise ValueError(
+                f"vocab_size must be at least {len(known) + 1} for WordPiece on this text (its "
+                f"{len(alphabet)} characters at the start and inside of words, "
+                f"{len(BERT_TOKENS) + 1} special tokens), got {vocab_size}"
+            )
+        vocab = _train_wordpiece(documents, known, vocab_size - 1, cased)
+        return cls(_bert({**vocab, END_OF_TEXT: len(vocab)}, cased))
+
+    @classmethod
+    def from_vocab(cls, path: str | PathLike[str], *, cased: bool | None = None) -> Tokenizer:
+        """WordPiece from BERT's vocab.txt: line n (from 0) is the token with id n.
+
+        cased: keep capitals and accents; None: as `do_lower_case` in the tokenizer_config.json
+        beside it says, else not. Raises FileNotFoundError where there is no such file, ValueError
+        where it is not text, has a token twice, or lacks `[UNK]`, `[CLS]` or `[SEP]`.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"no vocabulary at '{file}': expected a {BERT_FILE_NAME}")
+        lines = files.decode(file.read_bytes(), f"'{file}'").removesuffix("\n").split("\n")
+        vocab: dict[str, int] = {}
+        for i, token in enumerate(line.removesuffix("\r") for line in lines):
+            if token in vocab:
+                raise ValueError(
+                    f"'{file}' has the token {token!r} twice, in lines {vocab[token] + 1} and "
+                    f"{i + 1}"
+                )
+            vocab[token] = i
+        for token in ("[UNK]", "[CLS]", "[SEP]"):
+            if token not in vocab:
+                raise ValueError(f"'{file}' is no vocabulary of BERT's: it has no line {token!r}")
+        return cls(_bert(vocab, _is_cased(file) if cased is None else cased))
+
+    @classmethod
     def from_file(cls, path: str | PathLike[str]) -> Tokenizer:
         """The tokenizer of a `tokenizer.json`, or of the folder that holds one.
 
-        Raises FileNotFoundError where there is none, ValueError where the file is not one.
+        A vocab.txt, or a folder with that alone, is read by `from_vocab`. Raises FileNotFoundError
+        where there is neither, ValueError where the file is not one.
         """
         file = Path(path)
         if file.is_dir():
-            file = file / FILE_NAME
+            alone = not (file / FILE_NAME).exists() and (file / BERT_FILE_NAME).exists()
+            file = file / (BERT_FILE_NAME if alone else FILE_NAME)
         if not file.is_file():
             raise FileNotFoundError(f"no tokenizer at '{file}': expected a {FILE_NAME}")
+        if file.name == BERT_FILE_NAME:
+            return cls.from_vocab(file)
         try:
             return cls(tokenizers.Tokenizer.from_buffer(file.read_bytes()))
         except ValueError as error:
             raise ValueError(f"'{file}' is not a readable {FILE_NAME}: {error}") from error
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """Write `folder`/tokenizer.json (the folder is made if need be); its path."""
+        """Write `folder`/tokenizer.json (the folder is made if need be); its path.
+
+        WordPiece also writes BERT's vocab.txt and, with `do_lower_case`, tokenizer_config.json.
+        """
         file = Path(folder) / FILE_NAME
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
+        if self.kind == "wordpiece":
+            self._save_vocab(file.parent)
+        _write(file, self.tokenizer.to_str(pretty=True))
         return file
+
+    def _save_vocab(self, folder: Path) -> None:
+        tokens = [self.tokenizer.id_to_token(i) for i in range(self.vocab_size)]
+        if None in tokens or not _is_berts_own(self.tokenizer):
+            return  # a line is an id, and the file says nothing of other ways to normalise
+        config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": self.tokenizer.normalizer.lowercase,
+        }
+        _write(folder / BERT_FILE_NAME, "".join(f"{token}\n" for token in tokens))
+        _write(folder / _CONFIG, f"{json.dumps(config, indent=2)}\n")
 
     def encode(self, text: str, *, allow_unknown: bool = False) -> np.ndarray:
         """The token ids of the text, int64 of shape (T,); no special token is added.
 
         A long text is encoded in pieces, on all cores, cut where the ids are those of the whole.
         Raises ValueError, with the position, for a lone surrogate and for a character outside the
-        alphabet of a character tokenizer (with `allow_unknown` that becomes `<unk>`).
+        alphabet of a character tokenizer (with `allow_unknown` that becomes `<unk>`). WordPiece
+        has `[UNK]` for such words, as BERT.
         """
         _check_text(text)
         pieces = [text] if self.kind == "other" else list(_pieces(text))
@@ -164,6 +281,25 @@ class Tokenizer:
         """The token with that id as the file spells it, or None."""
         return self.tokenizer.id_to_token(token_id)
 
+    def piece(self, token_id: int) -> str | bytes:
+        """What the token stands for in a text; bytes where it is no whole number of characters.
+
+        BPE: ' the' for the token 'Ġthe', and two bytes for the first two thirds of '中'. WordPiece
+        and what is not of our kinds: the token as the file spells it ('##s').
+        Raises ValueError for an id without a token.
+        """
+        token = self.tokenizer.id_to_token(token_id)
+        if token is None:
+            raise ValueError(f"no token has the id {token_id}")
+        over_bytes = self.kind in ("byte", "bpe", "unigram") and token_id != self.eos_id
+        if not over_bytes or not _BYTES.keys() >= set(token):
+            return token
+        data = bytes(_BYTES[letter] for letter in token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return data
+
     def __repr__(self) -> str:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"
 
@@ -204,6 +340,13 @@ def _byte_vocab() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}
 
 
+_BYTES = _byte_vocab()
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8", newline="\n")
+
+
 def _check_text(text: str) -> None:
     """Refuse what no UTF-8 file can hold: a lone surrogate."""
     if not isinstance(text, str):
@@ -224,9 +367,88 @@ def _documents(text: str | Iterable[str]) -> Iterator[str]:
         yield from string.split(END_OF_TEXT)
 
 
+# --- training -------------------------------------------------------------------------------------
+
+
+def _repeatable(tokenizer: tokenizers.Tokenizer) -> models.Unigram:
+    """The trained Unigram model with what is random in it taken out: same text, same ids.
+
+    The trainer adds up in an order that changes from run to run, so scores are rounded and ties
+    stand in alphabetical order. Bytes that are no pieces of their own it puts below the least score
+    s, at s + 0.0001 k in random order: they get s.
+    """
+    vocab = json.loads(tokenizer.to_str())["model"]["vocab"]
+    lowest = min(score for _, score in vocab)
+    band = lowest + 0.0001 * 256
+    scores = {
+        token: round(lowest if len(token) == 1 and score < band else score, 6)
+        for token, score in vocab
+    }
+    return models.Unigram(sorted(scores.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _train_wordpiece(
+    documents: list[str], known: Sequence[str], vocab_size: int, cased: bool
+) -> dict[str, int]:
+    """Token → id: the `known` ones first, then the pieces; vocab_size 0: the characters alone."""
+    tokenizer = _bert({token: i for i, token in enumerate(BERT_TOKENS)}, cased)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=list(known), show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return tokenizer.get_vocab()
+
+
+# --- WordPiece as BERT has it ---------------------------------------------------------------------
+
+_CONFIG = "tokenizer_config.json"
+
+
+def _bert(vocab: dict[str, int], cased: bool) -> tokenizers.Tokenizer:
+    model = models.WordPiece(vocab, unk_token="[UNK]")
+    tokenizer = _assemble(model, pre_tokenizers.BertPreTokenizer(), decoders.WordPiece())
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.add_special_tokens([t for t in (*BERT_TOKENS, END_OF_TEXT) if t in vocab])
+    return tokenizer
+
+
+def _is_berts_own(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether vocab.txt and `do_lower_case` say all about this WordPiece tokenizer."""
+    model, normalizer = tokenizer.model, tokenizer.normalizer
+    accents_as_case = normalizer.strip_accents in (None, normalizer.lowercase)
+    return (
+        (model.unk_token, model.continuing_subword_prefix) == ("[UNK]", "##")
+        and (normalizer.clean_text and normalizer.handle_chinese_chars)
+        and accents_as_case
+    )
+
+
+def _is_cased(vocab_file: Path) -> bool:
+    """What the tokenizer_config.json beside it says; BERT's own default is to lower-case."""
+    config = vocab_file.parent / _CONFIG
+    if not config.is_file():
+        return False
+    try:
+        settings = json.loads(files.decode(config.read_bytes(), f"'{config}'"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"'{config}' is not JSON: {error}") from error
+    lower = settings.get("do_lower_case", True) if isinstance(settings, dict) else None
+    if not isinstance(lower, bool):
+        raise ValueError(f"'{config}' must have true or false in 'do_lower_case'")
+    return not lower
+
+
+# --- long texts -----------------------------------------------------------------------------------
+
 _PIECE = 1 << 14  # characters
 _BATCH = 32  # pieces encoded at a time: an Encoding is a hundred times larger than its ids
-# GPT-2's pattern ends a word wherever a blank or newline follows a character that is neither.
+# GPT-2's pattern ends a word wherever a blank or newline follows a character that is neither; for
+# WordPiece every blank ends one.
 _SEAM = re.compile(r"(?<=\S)[ \n]")
 
 
@@ -241,22 +463,43 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _kind(tokenizer: tokenizers.Tokenizer) -> Kind:
     """Which of ours it is; 'other' for all that we cannot promise to encode in pieces."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    if isinstance(tokenizer.model, models.WordPiece):
+        return "wordpiece" if _is_bert(tokenizer) and all(map(_stands_alone, added)) else "other"
+    if tokenizer.normalizer is not None or not all(map(_is_mark, added)):
+        return "other"
     model, words = tokenizer.model, tokenizer.pre_tokenizer
-    if not isinstance(model, models.BPE) or tokenizer.normalizer is not None:
-        return "other"
-    if not all(map(_is_mark, tokenizer.get_added_tokens_decoder().values())):
-        return "other"
-    vocab = tokenizer.get_vocab(with_added_tokens=False)
-    if words is None:
+    if words is None and isinstance(model, models.BPE):
+        vocab = tokenizer.get_vocab(with_added_tokens=False)
         letters = all(len(token) == 1 for token in vocab if token != UNKNOWN)
         return "char" if letters and model.unk_token == UNKNOWN else "other"
     if not isinstance(words, pre_tokenizers.ByteLevel) or words.add_prefix_space:
         return "other"
-    if words.use_regex:
-        return "bpe"
-    return "byte" if vocab == _byte_vocab() else "other"
+    return _kind_over_bytes(tokenizer, words.use_regex)
+
+
+def _kind_over_bytes(tokenizer: tokenizers.Tokenizer, cuts_words: bool) -> Kind:
+    vocab = tokenizer.get_vocab(with_added_tokens=False)
+    if isinstance(tokenizer.model, models.BPE):
+        if cuts_words:
+            return "bpe"
+        return "byte" if vocab == _byte_vocab() else "other"
+    whole = isinstance(tokenizer.model, models.Unigram) and vocab.keys() >= _BYTES.keys()
+    return "unigram" if whole and cuts_words else "other"
+
+
+def _is_bert(tokenizer: tokenizers.Tokenizer) -> bool:
+    return isinstance(tokenizer.normalizer, normalizers.BertNormalizer) and isinstance(
+        tokenizer.pre_tokenizer, pre_tokenizers.BertPreTokenizer
+    )
 
 
 def _is_mark(token: tokenizers.AddedToken) -> bool:
     """True for `<|endoftext|>` that takes no blanks with it and needs none around it."""
-    return token.content == END_OF_TEXT and not (token.lstrip or token.rstrip or token.single_word)
+    return token.content == END_OF_TEXT and _stands_alone(token)
+
+
+def _stands_alone(token: tokenizers.AddedToken) -> bool:
+    """True for a token without blanks, whatever is around it."""
+    blank = re.search(r"\s", token.content)
+    return not (blank or token.lstrip or token.rstrip or token.single_word)

@@ -16,7 +16,7 @@ Dimensions: B batch, T time, C = n_embd, H = n_head, D = C / H head size, V = vo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +24,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinygrad_llm import backend, ops
+from tinygrad_llm.backend import namespace
 from tinygrad_llm.models import pretrained
 from tinygrad_llm.nn import (
     ACTIVATIONS,
@@ -123,6 +124,68 @@ def _check_number(name: str, value: Any, low: float, below: float) -> None:
         raise ValueError(f"{name} must be a number from {low:g} to below {below:g}, got {value!r}")
 
 
+class KVCache:
+    """The keys and values that every layer has computed: what the next token looks back at.
+
+        cache = KVCache(model.config)
+        model(ids[:, :5], cache); model(ids[:, 5:], cache)      as model(ids), in two parts
+
+    So a further token costs one position's work, not that of all. The keys of a position never
+    change, for no position sees a later one. It is for `no_grad`: no gradient goes through it.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        self.n_positions = config.n_positions
+        self.layers = [LayerCache(config.n_positions) for _ in range(config.n_layer)]
+
+    @property
+    def length(self) -> int:
+        """How many positions are in it."""
+        return self.layers[-1].length
+
+    def clear(self) -> None:
+        """Forget all of it: the next token is the first."""
+        self.layers = [LayerCache(self.n_positions) for _ in self.layers]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these of the B texts, in this order; one may be there several times."""
+        for layer in self.layers:
+            layer.select(rows)
+
+
+class LayerCache:
+    """One layer's K and V, (B, H, S, D) each, in arrays with room for `n_positions`."""
+
+    def __init__(self, n_positions: int) -> None:
+        self.n_positions, self.length = n_positions, 0
+        self.k: Any = None
+        self.v: Any = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values there are, after k and v (B, H, T, D) of the next T positions."""
+        if k.requires_grad:
+            raise ValueError("a KVCache has no gradients: call the model within no_grad()")
+        b, h, t, d = k.shape
+        if self.k is None:
+            xp = namespace(k.data)
+            self.k, self.v = (xp.empty((b, h, self.n_positions, d), x.dtype) for x in (k, v))
+        if self.k.shape[0] != b:
+            raise ValueError(f"the KVCache holds {self.k.shape[0]} texts, got input_ids of {b}")
+        self.k[:, :, self.length : self.length + t] = k.data
+        self.v[:, :, self.length : self.length + t] = v.data
+        self.length += t
+        return Tensor(self.k[:, :, : self.length]), Tensor(self.v[:, :, : self.length])
+
+    def select(self, rows: Sequence[int]) -> None:
+        if self.k is not None and list(rows) != list(range(len(self.k))):
+            self.k, self.v = (self._rows(x, list(rows)) for x in (self.k, self.v))
+
+    def _rows(self, x: Any, rows: list[int]) -> Any:
+        chosen = namespace(x).empty((len(rows), *x.shape[1:]), x.dtype)
+        chosen[:, :, : self.length] = x[rows, :, : self.length]
+        return chosen
+
+
 class Attention(Module):
     """y = [head₁ … head_H] W,  headₕ = softmax(Qₕ Kₕᵀ / √D + causal mask) Vₕ"""
 
@@ -133,10 +196,12 @@ class Attention(Module):
         self.c_proj = Linear(config.n_embd, config.n_embd)
         self.resid_dropout = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         b, t, c = x.shape
         qkv = self.c_attn(x).reshape(b, t, 3, self.n_head, c // self.n_head)
         q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))  # (B, H, T, D) each, views
+        if cache is not None:
+            k, v = cache.extend(k, v)  # (B, H, S, D), with those of the positions before
         dropout_p = self.attn_pdrop if self.training else 0.0
         y = ops.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
         y = y.swapaxes(1, 2).reshape(b, t, c)  # (B, H, T, D) -> (B, T, C)
@@ -168,8 +233,8 @@ class Block(Module):
         self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -184,19 +249,20 @@ class Transformer(Module):
         self.h = ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
-    def forward(self, input_ids: Any) -> Tensor:
+    def forward(self, input_ids: Any, cache: KVCache | None = None) -> Tensor:
         ids = ops.as_tensor(input_ids)
         if ids.ndim != 2:
             raise ValueError(f"GPT takes input_ids of shape (B, T), got {ids.shape}")
-        t = ids.shape[1]
-        if t > self.wpe.num_embeddings:
+        start = 0 if cache is None else cache.length
+        end = start + ids.shape[1]
+        if end > self.wpe.num_embeddings:
             raise ValueError(
-                f"the input has {t} tokens, but this GPT sees at most n_positions = "
+                f"the input has {end} tokens, but this GPT sees at most n_positions = "
                 f"{self.wpe.num_embeddings}: give it the last of them"
             )
-        x = self.drop(self.wte(ids) + self.wpe.weight[:t])  # (B, T, C) + (T, C)
-        for block in self.h:
-            x = block(x)
+        x = self.drop(self.wte(ids) + self.wpe.weight[start:end])  # (B, T, C) + (T, C)
+        for i, block in enumerate(self.h):
+            x = block(x, None if cache is None else cache.layers[i])
         return self.ln_f(x)
 
 
@@ -230,9 +296,16 @@ class GPT(Module):
             else:
                 init.normal_(p, std=std)
 
-    def forward(self, input_ids: Any) -> Tensor:
-        """logits (B, T, V) for input_ids (B, T), integers from 0 to V − 1, T ≤ n_positions."""
-        return self.lm_head(self.transformer(input_ids))
+    def forward(self, input_ids: Any, cache: KVCache | None = None) -> Tensor:
+        """logits (B, T, V) for input_ids (B, T), integers from 0 to V − 1, T ≤ n_positions.
+
+        With a cache input_ids are the tokens after those that are in it, and are added to it.
+        """
+        return self.lm_head(self.transformer(input_ids, cache))
+
+    def next_logits(self, input_ids: Any, cache: KVCache | None = None) -> Tensor:
+        """logits (B, V) for the token after input_ids: forward's last, the others not computed."""
+        return self.lm_head(self.transformer(input_ids, cache)[:, -1])
 
     def loss(self, input_ids: Any, targets: Any, ignore_index: int = -100) -> Tensor:
         """−mean ln p(targets[b, t] | input_ids[b, 0 … t]), a scalar, in nats

@@ -4,6 +4,7 @@
     tokenizer.json                    text ↔ token ids
     optimizer.safetensors             the optimiser's arrays
     trainer.json                      everything else: step, position in the data, random state …
+    ema/                              a model folder with the average of the weights, where kept
 
 No pickle: opening a checkpoint runs nobody's code. `train.files.write_folder` puts the folder in
 place whole or not at all; here is what goes in and comes out.
@@ -12,6 +13,8 @@ place whole or not at all; here is what goes in and comes out.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from tinygrad_llm import backend
 from tinygrad_llm.optim import Optimizer
 from tinygrad_llm.storage import save_file
 
-TRAINER, OPTIMIZER = "trainer.json", "optimizer.safetensors"
+TRAINER, OPTIMIZER, AVERAGE = "trainer.json", "optimizer.safetensors", "ema"
 
 
 class CheckpointError(ValueError):
@@ -82,6 +85,20 @@ def read_state(folder: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(_damaged(folder / TRAINER, "it holds no JSON object"))
     return state
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Within: a part of trainer's state that is missing or of the wrong kind is a CheckpointError.
+
+    A ValueError, such as one about another text, says already what is wrong.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(_damaged(folder / TRAINER, f"it has no {error}")) from error
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(_damaged(folder / TRAINER, error)) from error
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

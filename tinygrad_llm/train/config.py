@@ -77,7 +77,9 @@ class TrainConfig:
     steps: int = 1000
     """Updates of the weights."""
     batch_size: int = 16
-    """Pieces of text in one update."""
+    """Pieces of text in one batch."""
+    accumulate: int = 1
+    """Batches in one update, worked on one after the other: N times the batch, the memory of 1."""
     context: int = 64
     """Tokens in a piece: how far back the model can look."""
     lr: float = 1e-3
@@ -92,26 +94,47 @@ class TrainConfig:
     """AdamW's memory of the gradient and of its square."""
     grad_clip: float = 1.0
     """Longest gradient allowed (L2 norm over all parameters); 0: any."""
+    ema: float = 0.0
+    """Also keep an average of the weights that forgets slowly, such as 0.999; 0: none."""
+    max_seconds: float = 0.0
+    """Stop after so much training time, resumed runs added up; 0: no limit."""
+    max_tokens: int = 0
+    """Stop after so many tokens trained on; 0: no limit."""
+    patience: int = 0
+    """Stop after so many validations in a row without a better loss, and save each time that it is
+    better; 0: never."""
+    overfit_one_batch: bool = False
+    """Train and validate on the first batch alone: a sound model's loss goes to nearly 0."""
     eval_every: int = 100
     """Steps from one validation to the next."""
     eval_batches: int = 0
     """Batches of a validation, from the start of the split; 0: all of it."""
     checkpoint_every: int = 100
     """Steps from one checkpoint to the next (each one is validated)."""
+    keep_last: int = 0
+    """Checkpoints to keep: so many of the newest, and always the best; 0: all."""
     seed: int = 1
     """Of the weights, the batches, dropout and the sample: the same seed, the same run."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: the GPU where CuPy sees one."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "context", "eval_every", "checkpoint_every"):
+        for name in _AT_LEAST_1:
             _require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
-        for name in ("lr", "min_lr", "warmup", "weight_decay", "grad_clip", "eval_batches"):
+        for name in _0_OR_MORE:
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"train.{name}", "0 or more", value)
+        _require(0 <= self.ema < 1, "train.ema", "in [0, 1)", self.ema)
         _require(self.min_lr <= self.lr, "train.min_lr", f"at most lr = {self.lr}", self.min_lr)
         _require(all(0 <= b < 1 for b in self.betas), "train.betas", "in [0, 1)", self.betas)
         _require(0 <= self.seed < 2**63, "train.seed", "from 0 to 2⁶³ − 1", self.seed)
+
+
+_AT_LEAST_1 = ("steps", "batch_size", "accumulate", "context", "eval_every", "checkpoint_every")
+_0_OR_MORE = (
+    *("lr", "min_lr", "warmup", "weight_decay", "grad_clip", "eval_batches"),
+    *("max_seconds", "max_tokens", "patience", "keep_last"),
+)
 
 
 @dataclass(frozen=True)

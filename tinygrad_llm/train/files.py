@@ -54,6 +54,13 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
     _fsync(path.parent)
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder that others may look for by its name: there whole, then not at all."""
+    temporary = _beside(path)
+    os.replace(path, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)  # what stays is cleaned up by the next write
+
+
 def remove_unfinished(folder: Path) -> None:
     """Delete what a write that did not come to its end left in `folder`."""
     for left in folder.glob(f"{_TEMPORARY}*"):
@@ -61,6 +68,11 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether this is something that a write which did not come to its end left behind."""
+    return path.name.startswith(_TEMPORARY)
 
 
 def point(link: Path, target: str) -> None:

@@ -111,12 +111,14 @@ class _Progress:
         self.step, self.steps, self.first = step, steps, step
         self.loss: float | None = None  # smoothed: one batch says little
         self.val_loss: float | None = None
+        self.val_loss_ema: float | None = None
         self.speed = 0.0
         self.began = time.monotonic()
 
     def record(self, record: Record) -> None:
         self.step = record["step"]
         self.val_loss = record.get("val_loss", self.val_loss)
+        self.val_loss_ema = record.get("val_loss_ema", self.val_loss_ema)
         if "loss" in record:
             self.loss = _blend(self.loss, record["loss"])
             self.speed = _blend(self.speed or None, record["tokens_per_second"])
@@ -128,6 +130,8 @@ class _Progress:
             parts.append(f"loss {self.loss:.3f}")
         if self.val_loss is not None and with_validation:
             parts.append(f"val loss {self.val_loss:.3f}")
+        if self.val_loss_ema is not None and with_validation:
+            parts.append(f"averaged {self.val_loss_ema:.3f}")
         if self.speed:
             parts.append(f"{self.speed:,.0f} tokens/s")
         return " · ".join(parts)

@@ -22,16 +22,21 @@ def draw_loss(records: Sequence[Record], path: Path) -> str | None:
 
     train = [(r["step"], r["loss"]) for r in records if "loss" in r]
     validation = [(r["step"], r["val_loss"]) for r in records if "val_loss" in r]
+    averaged = [(r["step"], r["val_loss_ema"]) for r in records if "val_loss_ema" in r]
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.subplots()
     if train:
         steps, losses = zip(*train, strict=True)
         axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
         axes.plot(steps, _smooth(losses), color="tab:blue", label="training (running mean)")
-    if validation:
-        steps, losses = zip(*validation, strict=True)
-        label = f"validation (last {losses[-1]:.3f}, best {min(losses):.3f})"
-        axes.plot(steps, losses, color="tab:orange", marker="o", markersize=3, label=label)
+    for points, name, color in (
+        (validation, "validation", "tab:orange"),
+        (averaged, "validation, averaged weights", "tab:green"),
+    ):
+        if points:
+            steps, losses = zip(*points, strict=True)
+            label = f"{name} (last {losses[-1]:.3f}, best {min(losses):.3f})"
+            axes.plot(steps, losses, color=color, marker="o", markersize=3, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("cross-entropy per token (nats)")
     axes.grid(alpha=0.3)

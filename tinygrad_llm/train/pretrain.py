@@ -21,6 +21,7 @@ from tinygrad_llm.train.checkpoint import CheckpointError
 from tinygrad_llm.train.config import ConfigError, DataConfig, PretrainConfig
 from tinygrad_llm.train.log import Log
 from tinygrad_llm.train.machine import choose_device
+from tinygrad_llm.train.overfit import OneBatch
 from tinygrad_llm.train.run import Run
 from tinygrad_llm.train.trainer import Trainer
 
@@ -75,8 +76,17 @@ def resume(run: Run, config: PretrainConfig, log: Log) -> Pretraining:
 
     `config` is the run's own, or it with other values for what may change on the way
     (`CHANGEABLE`). Raises ValueError or OSError as `start`, also for a damaged checkpoint, a text
-    that has changed, and a run that has done all its steps.
+    that has changed, a run that is over, and one that another process works on.
     """
+    run.hold()
+    try:
+        return _resume(run, config, log)
+    except BaseException:
+        run.close()
+        raise
+
+
+def _resume(run: Run, config: PretrainConfig, log: Log) -> Pretraining:
     _refuse_changes(configuration.load(run.config_file), config, run)
     folder = run.checkpoint("latest")
     device, why = choose_device(config.train.device)
@@ -92,11 +102,8 @@ def resume(run: Run, config: PretrainConfig, log: Log) -> Pretraining:
         run.forget_after(-1)
     else:
         trainer.resume(folder)
-    if trainer.step >= config.train.steps:
-        raise ConfigError(
-            f"{run.folder} has done {trainer.step} of {config.train.steps} steps: give a larger "
-            "--steps to train on"
-        )
+    if end := trainer.over():
+        raise ConfigError(f"{run.folder} has {end.reason}: give a larger {end.flag} to train on")
     run.begin(configuration.dumps(config))
     return Pretraining(trainer, model, tokenizer, run, config)
 
@@ -104,8 +111,12 @@ def resume(run: Run, config: PretrainConfig, log: Log) -> Pretraining:
 # What another value for does not make it another run: how long, how often, where, the last words.
 CHANGEABLE = (
     "train.steps",
+    "train.max_seconds",
+    "train.max_tokens",
+    "train.patience",
     "train.eval_every",
     "train.checkpoint_every",
+    "train.keep_last",
     "train.device",
     "sample.",
 )
@@ -190,4 +201,7 @@ def _trainer(
     decay_steps = max(1, train.steps - train.warmup)
     final = train.min_lr / train.lr if train.lr else 0.0
     schedule = LRScheduler(optimizer, Warmup(train.warmup, Cosine(decay_steps, end=final)))
-    return Trainer(model, optimizer, schedule, task, train, run, log)
+    if not train.overfit_one_batch:
+        return Trainer(model, optimizer, schedule, task, train, run, log)
+    log.say("overfitting one batch: expect a loss near 0, or look for a fault")
+    return Trainer(model, optimizer, schedule, OneBatch(task), train, run, log)

@@ -7,6 +7,7 @@ runs/20250131-142530/
     checkpoints/step-000500/  a Hugging Face model folder, and the trainer's state
     checkpoints/latest        → the newest of them
     checkpoints/best          → the one with the lowest validation loss
+    lock                      held by the process that trains
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tinygrad_llm.train import files
+from tinygrad_llm.train.lock import Lock
 
 Record = dict[str, Any]
 
@@ -35,6 +37,8 @@ class Run:
         self.metrics_file = folder / "metrics.jsonl"
         self.picture_file = folder / "loss.png"
         self.checkpoints_folder = folder / "checkpoints"
+        self._lock = Lock(folder / "lock")
+        self._new = False
         self._metrics: TextIO | None = None
 
     @classmethod
@@ -45,18 +49,46 @@ class Run:
         """
         path = Path(folder) if folder is not None else _unused(Path("runs"), datetime.now())
         run = cls(path)
-        if run.config_file.exists():
-            raise FileExistsError(
-                f"{path} holds a run already: go on with --resume {path}, or name another folder"
-            )
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        run._new = True
+        run._refuse_another()
+        if path.exists() and (not path.is_dir() or not _is_as_good_as_empty(path)):
             raise FileExistsError(f"{path} is in use and holds no run: name another folder")
         return run
 
     def begin(self, config: str) -> None:
-        """Make the folder, with `config` as its config.toml; again: only replace config.toml."""
-        self.checkpoints_folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(self.config_file, config)
+        """Make the folder, with `config` as its config.toml, and hold it until `close()`.
+
+        For a run that is there: only hold it and replace config.toml. Raises OSError with one
+        sentence where the folder cannot be written or another process holds it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.hold()
+            if self._new:
+                self._refuse_another()  # one that began since `new` looked
+            files.write_text(self.config_file, config)
+            self.checkpoints_folder.mkdir(exist_ok=True)
+        except OSError as error:
+            self.close()
+            raise _for_people(error, self.folder) from error
+        self._new = False
+
+    def _refuse_another(self) -> None:
+        if self.config_file.exists():
+            raise FileExistsError(
+                f"{self.folder} holds a run already: go on with --resume {self.folder}, or name "
+                "another folder"
+            )
+
+    def hold(self) -> None:
+        """Take the folder for this process until `close()`; fine where it is held already.
+
+        Raises Locked, which is an OSError, where another process trains in it.
+        """
+        try:
+            self._lock.take()
+        except OSError as error:
+            raise _for_people(error, self.folder) from error
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -87,12 +119,16 @@ class Run:
 
     def forget_after(self, step: int) -> None:
         """Drop the records later than `step`: a resumed run makes them again."""
-        self.close()
+        self._close_metrics()
         kept = [record for record in self.metrics() if record["step"] <= step]
         files.write_text(self.metrics_file, "".join(json.dumps(r) + "\n" for r in kept))
 
     def close(self) -> None:
-        """Close metrics.jsonl; `append` opens it again."""
+        """Close metrics.jsonl and let another process have the folder."""
+        self._close_metrics()
+        self._lock.release()
+
+    def _close_metrics(self) -> None:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
@@ -112,6 +148,13 @@ class Run:
         """Where the checkpoint of that step is, or would be."""
         return self.checkpoints_folder / f"step-{step:06d}"
 
+    def keep_last(self, count: int, best: Path | None) -> None:
+        """Delete the checkpoints that are neither `best` nor among the newest `count`."""
+        steps = self._steps()
+        for step in sorted(steps)[:-count]:
+            if best is None or steps[step].name != best.name:
+                files.remove_folder(steps[step])
+
     def mark_best(self, checkpoint: Path) -> None:
         """Let `best` name this checkpoint."""
         files.point(self.checkpoints_folder / "best", checkpoint.name)
@@ -124,12 +167,30 @@ class Run:
         """
         if which == "best":
             return files.pointed(self.checkpoints_folder / "best")
-        steps = {
+        steps = self._steps()
+        return steps[max(steps)] if steps else None
+
+    def _steps(self) -> dict[int, Path]:
+        return {
             int(match[1]): path
             for path in self.checkpoints_folder.glob("step-*")
             if (match := _STEP.fullmatch(path.name))
         }
-        return steps[max(steps)] if steps else None
+
+
+def _is_as_good_as_empty(folder: Path) -> bool:
+    """Whether it holds at most what a run that was killed in `begin` left there."""
+    return all(p.name == "lock" or files.is_unfinished(p) for p in folder.iterdir())
+
+
+def _for_people(error: OSError, folder: Path) -> OSError:
+    """The error as a sentence, where it is the system's own two words."""
+    if not error.strerror:
+        return error
+    return OSError(
+        f"cannot write into the run folder {folder} ({error.strerror}): make it "
+        "writable, or name another with --run"
+    )
 
 
 def _unused(parent: Path, now: datetime) -> Path:

@@ -12,21 +12,25 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import no_grad
 from tinygrad_llm.optim import LRScheduler, Optimizer, clip_grad_norm_
 from tinygrad_llm.tensor import Tensor
 from tinygrad_llm.train import checkpoint, plot
+from tinygrad_llm.train.blackbox import first_bad_op
 from tinygrad_llm.train.config import TrainConfig
+from tinygrad_llm.train.ema import WeightAverage
 from tinygrad_llm.train.log import Log
 from tinygrad_llm.train.run import Record, Run
+from tinygrad_llm.train.stopping import End, Limits
 
 
 class Task(Protocol):
@@ -43,7 +47,7 @@ class Task(Protocol):
         ...
 
     def size(self, batch: Any) -> int:
-        """How many targets the batch has."""
+        """How many targets the batch has: its weight among others. A step needs at least one."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -68,6 +72,9 @@ class Model(Protocol):
 
     def save_pretrained(self, folder: Path) -> Any: ...
 
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Any: ...
+
 
 class Interrupted(Exception):
     """A signal ended the run; what it had reached is saved."""
@@ -79,6 +86,10 @@ class Interrupted(Exception):
 
 class Diverged(ArithmeticError):
     """The loss or its gradient is no longer a number."""
+
+
+class NotSaved(OSError):
+    """The run folder cannot be written, such as on a full disk; one sentence for people."""
 
 
 class Trainer:
@@ -104,7 +115,11 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.schedule, self.task = model, optimizer, schedule, task
         self.config, self.run, self.log = config, run, log
+        self.average = WeightAverage(model.parameters(), config.ema) if config.ema else None
+        self.limits = Limits(config)
+        self.end: End | None = None  # why the run is over, once it is
         self.step = 0  # updates so far
+        self.tokens = 0  # targets trained on so far
         self.best: Record | None = None  # {"step", "val_loss"} of the best checkpoint
         self._saved_step: int | None = None
         self._elapsed = 0.0  # seconds of training before this process
@@ -114,60 +129,88 @@ class Trainer:
     # --- the loop ---------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Train until `config.steps` updates are done; the last state is validated and saved.
+        """Train until a limit of `config` is reached; the last state is validated and saved.
 
-        Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that very step, and
-        Diverged when the loss is no longer finite.
+        Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that very step, Diverged
+        when the loss is no longer finite, and NotSaved when the run folder cannot be written.
         """
         self._began = time.monotonic()
         self.log.start(self.step, self.config.steps)
         try:
-            # An overflow needs no warning of NumPy's: `_require_finite` stops at what comes of it.
+            # An overflow needs no warning of NumPy's: the run stops at what comes of it.
             with self._noticing_signals(), np.errstate(over="ignore", invalid="ignore"):
                 self._loop()
         finally:
             self.log.stop()
-            self.run.close()
-            self._draw()
+            try:
+                self._draw()
+            finally:
+                self.run.close()
 
     def _loop(self) -> None:
         if self.step == 0:  # where it starts from: about log(vocabulary size) for a language model
-            self._note({"step": 0, "val_loss": self.evaluate(), "elapsed": self._seconds()})
-        while self.step < self.config.steps:
+            self._note({"step": 0, **self._validate(), "elapsed": self._seconds()})
+        self.end = self.over()
+        while self.end is None:
             record = self.train_step()
-            if self._due(self.config.eval_every) or self._due(self.config.checkpoint_every):
-                record["val_loss"] = self.evaluate()
+            saving = self._due(self.config.checkpoint_every)
+            self.end = self.over()
+            if self.end or saving or self._due(self.config.eval_every):
+                record |= self._validate()
+                self.end = self.end or self.over()  # the patience may be used up now
+                saving = saving or (self.config.patience > 0 and self.limits.waited == 0)
             self._note({**record, "elapsed": self._seconds()})
-            if self._due(self.config.checkpoint_every):
+            if self.end or saving:
                 self.save(record["val_loss"])
-            if self._signal is not None and self.step < self.config.steps:
+            if self._signal is not None and self.end is None:
                 self.save()
                 raise Interrupted(self._signal, self.step)
 
     def train_step(self) -> Record:
-        """θ ← θ − update(∂L/∂θ): one batch, one update; its line in metrics.jsonl."""
+        """θ ← θ − update(∂L/∂θ): one update; its line in metrics.jsonl."""
         began = time.perf_counter()
-        batch = self.task.next_batch()
+        batches = [self.task.next_batch() for _ in range(self.config.accumulate)]
+        random = backend.random.state()
         self.model.train()  # dropout on
 
-        self.optimizer.zero_grad()  # forget the gradients of the last batch
-        loss = self.task.loss(self.model, batch)  # forward: how wrong is the model?
-        loss.backward()  # backward: which way is each weight wrong?
+        loss = self.gradient(batches)  # which way is each weight wrong?
         norm = clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
-        value = loss.item()
-        self._require_finite(value, norm)  # before the weights are spoilt
+        if not math.isfinite(loss + norm):  # before the weights are spoilt
+            raise self._diverged(loss, norm, batches, random)
         self.optimizer.step()  # a step against the gradient
         lr = self.schedule.get_last_lr()[0]
         self.schedule.step()  # the learning rate of the next step
 
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
+        targets = sum(map(self.task.size, batches))
+        self.tokens += targets
         return {
             "step": self.step,
-            "loss": value,
+            "loss": loss,
             "lr": lr,
             "grad_norm": norm,
-            "tokens_per_second": self.task.size(batch) / (time.perf_counter() - began),
+            "tokens_per_second": targets / (time.perf_counter() - began),
         }
+
+    def gradient(self, batches: Sequence[Any]) -> float:
+        """∂L/∂θ into every θ.grad, and L = Σᵢ (nᵢ / n) Lᵢ: the mean over all n targets.
+
+        The batches count by their targets nᵢ, so L is the loss of the one large batch that they
+        would make together; yet only one of them is in memory at a time.
+        """
+        sizes = [self.task.size(batch) for batch in batches]
+        total = 0.0
+        self.optimizer.zero_grad()  # forget the gradients of the last step
+        for batch, size in zip(batches, sizes, strict=True):
+            if not size:  # no targets: a mean over none of them would be NaN
+                continue
+            loss = self.task.loss(self.model, batch)  # forward: how wrong is the model?
+            loss = loss * (size / sum(sizes))
+            loss.backward()  # backward: ∂loss/∂θ, added to θ.grad
+            total += loss.item()
+        return total
 
     def evaluate(self) -> float:
         """The mean loss per target over the validation batches, dropout off, nothing recorded."""
@@ -180,27 +223,46 @@ class Trainer:
                 targets += size
         return total / targets
 
+    def over(self) -> End | None:
+        """Why there is nothing more to do, such as all steps being done; None while there is."""
+        return self.limits.over(self.step, self.tokens, self._seconds())
+
+    def _validate(self) -> Record:
+        """The loss of the weights, and that of their average where one is kept."""
+        found = {"val_loss": self.evaluate()}
+        self.limits.validated(found["val_loss"])
+        if self.average is not None:
+            with self.average.in_place():
+                found["val_loss_ema"] = self.evaluate()
+        return found
+
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.steps
+        return self.step % every == 0
 
     def _note(self, record: Record) -> None:
-        self.run.append(record)
+        with self._writing():
+            self.run.append(record)
         self.log.record(record)
 
     def _seconds(self) -> float:
         """Time spent on this run, by all processes that worked on it."""
         return self._elapsed + time.monotonic() - self._began
 
-    def _require_finite(self, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        what = f"the loss is {loss} and its gradient has norm {norm}"
-        saved = self.run.checkpoint()
-        good = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
-        raise Diverged(
-            f"{what} at step {self.step + 1}, so training stopped; {good}; a lower learning rate "
-            "often helps"
+    def _diverged(
+        self, loss: float, norm: float, batches: Sequence[Any], random: dict[str, Any]
+    ) -> Diverged:
+        """What is known about the step that failed: its number, the op, and where to go back to."""
+        backend.random.load_state(random)  # the same dropout again
+        op = first_bad_op(lambda: self.gradient(batches))
+        where = f": {op}" if op else ""
+        return Diverged(
+            f"the loss is {loss} and its gradient has norm {norm} at step {self.step + 1}{where}, "
+            f"so training stopped; {self._last_good()}; a lower learning rate often helps"
         )
+
+    def _last_good(self) -> str:
+        saved = self.run.checkpoint()
+        return f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
 
     # --- going on later ---------------------------------------------------------------------------
 
@@ -214,22 +276,44 @@ class Trainer:
         better = val_loss is not None and (self.best is None or val_loss < self.best["val_loss"])
         if better:
             self.best = {"step": self.step, "val_loss": val_loss}
-        folder = self.run.save_checkpoint(self.step, self._write)
-        self._saved_step = self.step
-        if better:
-            self.run.mark_best(folder)
+        with self._writing():
+            folder = self.run.save_checkpoint(self.step, self._write)
+            self._saved_step = self.step
+            if better:
+                self.run.mark_best(folder)
+            if self.config.keep_last:
+                best = self.run.step_folder(self.best["step"]) if self.best else None
+                self.run.keep_last(self.config.keep_last, best)
 
     def _write(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.task.save(folder)
         checkpoint.save_training(folder, self.optimizer, self.state())
+        if self.average is not None:  # a model folder of its own: `generate` can open it
+            with self.average.in_place():
+                self.model.save_pretrained(folder / checkpoint.AVERAGE)
+            self.task.save(folder / checkpoint.AVERAGE)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within: what cannot be written ends the run with a sentence, not with a traceback."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise NotSaved(
+                f"{self.run.folder} cannot be written ({why}), so training stopped after step "
+                f"{self.step}; {self._last_good()}: put that right, then go on with --resume"
+            ) from error
 
     def state(self) -> dict[str, Any]:
         """All that decides how training goes on, beside the weights and the optimiser's arrays."""
         return {
             "step": self.step,
+            "tokens": self.tokens,
             "elapsed": self._seconds(),
             "best": self.best,
+            "limits": self.limits.state(),
             "data": self.task.state(),
             "random": backend.random.state(),
             "schedule": self.schedule.state_dict(),
@@ -242,12 +326,19 @@ class Trainer:
         checkpoint are dropped, for they will be made again.
         """
         state = checkpoint.load_training(folder, self.optimizer)
-        self.task.load_state(state["data"])
-        backend.random.load_state(state["random"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.step, self.best = state["step"], state["best"]
-        self._elapsed, self._saved_step = state["elapsed"], state["step"]
+        with checkpoint.reading(folder):
+            self.task.load_state(state["data"])
+            backend.random.load_state(state["random"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.limits.load_state(state["limits"])
+            self.step, self.tokens, self.best = state["step"], state["tokens"], state["best"]
+            self._elapsed, self._saved_step = state["elapsed"], state["step"]
+            if self.average is not None:
+                kept = self.model.from_pretrained(folder / checkpoint.AVERAGE)
+                self.average.load(kept.parameters())
         self.run.forget_after(self.step)
+        if self.best and not self.run.step_folder(self.best["step"]).is_dir():
+            self.best = None  # deleted by hand: the next one with a validation is the best
         if self.best:  # a kill may have come just before the link was turned
             self.run.mark_best(self.run.step_folder(self.best["step"]))
 
@@ -274,6 +365,9 @@ class Trainer:
                 signal.signal(number, before[number])
 
     def _draw(self) -> None:
-        why_not = plot.draw_loss(self.run.metrics(), self.run.picture_file)
+        try:
+            why_not = plot.draw_loss(self.run.metrics(), self.run.picture_file)
+        except OSError as error:  # it can be drawn again: no reason to fail
+            why_not = f"loss.png was not drawn: {error.strerror or error}"
         if why_not:
             self.log.say(why_not)
