@@ -84,6 +84,15 @@ def test_damaged_metrics_are_refused_in_one_sentence(run):
         run.metrics()
 
 
+def test_what_a_power_cut_leaves_behind_the_checkpoint_is_no_trouble(run):
+    run.metrics_file.write_text('{"step": 1}\n{"step": 2}\n\0\0\0\n{"step": 3}\n')
+    run.forget_after(2)
+    assert [r["step"] for r in run.metrics()] == [1, 2]
+    run.metrics_file.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged"):
+        run.forget_after(2)
+
+
 def test_checkpoints_latest_and_best(run):
     assert run.checkpoint() is None
     assert run.checkpoint("best") is None

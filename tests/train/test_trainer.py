@@ -391,3 +391,25 @@ def test_a_state_with_a_part_missing_is_a_damaged_checkpoint(config, tmp_path, k
     path.write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=rf"trainer\.json is damaged .*{key}"):
         go_on(tmp_path / "run", steps=10)
+
+
+def test_nan_is_never_the_best(config, tmp_path):
+    ready = train(config, tmp_path / "run")
+    trainer = ready.trainer
+    trainer.best = None
+    for step, loss in ((100, math.nan), (101, 2.0), (102, 3.0)):
+        trainer.step = step
+        trainer.save(loss)
+    assert trainer.best == {"step": 101, "val_loss": 2.0}
+
+
+def test_latest_names_a_checkpoint_again_after_the_newest_was_deleted(config, tmp_path):
+    run = train(config, tmp_path / "run").run
+    newest = run.checkpoint()
+    assert newest is not None
+    files.remove_folder(newest)
+    begun = go_on(run.folder)  # from the one before, to the same end
+    latest, wanted = files.pointed(run.checkpoints_folder / "latest"), begun.run.checkpoint()
+    assert latest is not None
+    assert wanted is not None
+    assert latest == wanted.resolve()

@@ -33,7 +33,8 @@ class DataConfig:
     """The text and how it is cut into tokens."""
 
     source: Annotated[str, tyro.conf.arg(name="data", metavar="NAME|PATH")] = "python-docs"
-    """What to learn from: a built-in corpus (python-docs, python-code) or a text file."""
+    """What to learn from: a built-in corpus (python-docs, python-code), or a text file, folder,
+    quoted pattern or .jsonl[:FIELD]."""
     tokenizer: Literal["char", "byte", "bpe"] = "bpe"
     """char: a token per character; byte: per UTF-8 byte; bpe: pieces learnt from the text."""
     vocab_size: int = 1024

@@ -12,10 +12,11 @@ runs/20250131-142530/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -111,16 +112,31 @@ class Run:
         """The records so far. A last line cut short by a kill is not one."""
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.metrics_file} is damaged: {error}") from error
+        return list(self._records())
+
+    def _records(self) -> Iterator[Record]:
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{self.metrics_file} is damaged: {error}") from error
 
     def forget_after(self, step: int) -> None:
-        """Drop the records later than `step`: a resumed run makes them again."""
+        """Drop the records later than `step`: a resumed run makes them again.
+
+        They were synced up to the checkpoint of `step`; what a power cut left of later ones is not
+        looked at.
+        """
         self._close_metrics()
-        kept = [record for record in self.metrics() if record["step"] <= step]
+        kept: list[Record] = []
+        if self.metrics_file.exists():
+            with contextlib.suppress(StopIteration):
+                records = self._records()
+                while not kept or kept[-1]["step"] < step:
+                    kept.append(next(records))
+        kept = [record for record in kept if record["step"] <= step]
         files.write_text(self.metrics_file, "".join(json.dumps(r) + "\n" for r in kept))
 
     def close(self) -> None:
@@ -141,7 +157,7 @@ class Run:
             os.fsync(self._metrics.fileno())
         folder = self.step_folder(step)
         files.write_folder(folder, fill)
-        files.point(self.checkpoints_folder / "latest", folder.name)
+        self.mark_latest(folder)
         return folder
 
     def step_folder(self, step: int) -> Path:
@@ -154,6 +170,10 @@ class Run:
         for step in sorted(steps)[:-count]:
             if best is None or steps[step].name != best.name:
                 files.remove_folder(steps[step])
+
+    def mark_latest(self, checkpoint: Path) -> None:
+        """Let `latest` name this checkpoint."""
+        files.point(self.checkpoints_folder / "latest", checkpoint.name)
 
     def mark_best(self, checkpoint: Path) -> None:
         """Let `best` name this checkpoint."""

@@ -273,7 +273,11 @@ class Trainer:
         """
         if self._saved_step == self.step:
             return
-        better = val_loss is not None and (self.best is None or val_loss < self.best["val_loss"])
+        better = (
+            val_loss is not None
+            and math.isfinite(val_loss)  # nothing would ever be better than NaN
+            and (self.best is None or val_loss < self.best["val_loss"])
+        )
         if better:
             self.best = {"step": self.step, "val_loss": val_loss}
         with self._writing():
@@ -337,6 +341,7 @@ class Trainer:
                 kept = self.model.from_pretrained(folder / checkpoint.AVERAGE)
                 self.average.load(kept.parameters())
         self.run.forget_after(self.step)
+        self.run.mark_latest(folder)  # a newer, damaged one may have been deleted
         if self.best and not self.run.step_folder(self.best["step"]).is_dir():
             self.best = None  # deleted by hand: the next one with a validation is the best
         if self.best:  # a kill may have come just before the link was turned
