@@ -13,9 +13,7 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
+from machine import environment
 
 import tinygrad_llm as tg
 
@@ -109,28 +108,6 @@ def table(times: dict[str, dict[str, list[float]]]) -> str:
             cells.append(f"{statistics.median(ratios):.2f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def environment() -> dict[str, str]:
-    found = {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "tinygrad_llm": tg.__version__,
-        "cpu": cpu_name(),
-        "system": platform.platform(terse=True),
-    }
-    if "torch" in sys.modules:
-        found["torch"] = sys.modules["torch"].__version__
-    return found
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return platform.processor()
 
 
 def main() -> None:

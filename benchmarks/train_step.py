@@ -269,7 +269,7 @@ def main() -> None:
     names = ["gemm", "ours"]
     if _has_torch():
         names += ["torch"] + ["torch.compile"] * arguments.compile
-    from op_overhead import environment
+    from machine import environment
 
     about = ", ".join(f"{key} {value}" for key, value in environment().items())
     print(f"{about}, {threads()} threads")
