@@ -110,7 +110,7 @@ def blockwise(formula: Callable[..., Array], *arrays: Array) -> Array:
 def over_rows(function: Callable[[slice], Result], x: Array) -> list[Result]:
     """[function(rows) for blocks of the rows of the matrix x], from the first to the last.
 
-    The function computes `x[rows]` and writes what it makes of them where no other block does.
+    For an op on each row by itself: a block's rows, and what becomes of them, stay in the cache.
     """
     if type(x) is not np.ndarray:  # on a GPU, blocks would only cost launches
         return [function(slice(None))]

@@ -63,7 +63,8 @@ class _Indexed(Module):
         return self.extend(modules)
 
     def _of(self, modules: list[Module]) -> Self:
-        raise NotImplementedError
+        """A container of the same kind that holds these: what a slice of it is."""
+        raise NotImplementedError(f"{type(self).__name__} does not define _of()")
 
 
 class Sequential(_Indexed):

@@ -225,8 +225,8 @@ def cross_entropy(
     classes = logits.shape[-1] if logits.ndim else 0
     class_weight = None
     if weight is not None:
-        class_weight = as_array(weight, logits.data).astype(logits.dtype, copy=True)
         # A copy: what the caller writes into the weights later is not for this backward.
+        class_weight = as_array(weight, logits.data).astype(logits.dtype, copy=True)
         if class_weight.shape != (classes,):
             raise ValueError(f"cross_entropy() needs weight ({classes},), got {class_weight.shape}")
     labels = target if isinstance(target, Tensor) else as_tensor(as_array(target, logits.data))
