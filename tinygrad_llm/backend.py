@@ -85,7 +85,7 @@ def _gpu_index(device: str) -> int | None:
 
 # A formula of ten NumPy calls walks ten times through memory. In blocks it walks through the cache
 # instead: with what a formula makes of it, a block of so many elements fits an L2 cache.
-BLOCK = 16384
+BLOCK = 65536
 
 
 def blockwise(formula: Callable[..., Array], *arrays: Array) -> Array:
@@ -95,6 +95,8 @@ def blockwise(formula: Callable[..., Array], *arrays: Array) -> Array:
     or on a GPU are computed whole.
     """
     x = arrays[0]
+    if x.ndim == 0:  # of which NumPy makes scalars, which no formula can write into
+        return formula(*[a.reshape(1) for a in arrays]).reshape(())
     if x.size <= BLOCK or not all(type(a) is np.ndarray and a.flags.c_contiguous for a in arrays):
         return formula(*arrays)
     y = np.empty_like(x)

@@ -65,6 +65,24 @@ def test_layer_norm_does_not_see_shift_and_scale(x, shift, scale):
     np.testing.assert_allclose(ops.rms_norm(x * scale, eps=0.0).numpy(), z, atol=1e-9)
 
 
+@pytest.mark.parametrize("offset", [0.0, 3.0, 100.0, 1e4, -1e6])
+def test_a_large_mean_costs_no_digits(offset, rng):
+    """mean(x²) − μ² alone would have none left: 1e12 + 1 is 1e12 in float32."""
+    x = (rng.integers(-8, 9, (4, 64)) / 8.0 + offset).astype(np.float32)  # exact in float32
+    g = rng.normal(size=x.shape).astype(np.float32)
+    found = []
+    for dtype in (np.float32, np.float64):
+        t = Tensor(x.astype(dtype), requires_grad=True)
+        w = Tensor(np.linspace(0.5, 2, 64).astype(dtype), requires_grad=True)
+        y = ops.layer_norm(t, w)
+        y.backward(Tensor(g.astype(dtype)))
+        assert t.grad is not None
+        assert w.grad is not None
+        found.append([y.numpy(), t.grad.numpy(), w.grad.numpy()])
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5)
+
+
 def test_equal_elements_are_held_by_eps(dtype):
     x = Tensor(np.full((2, 3), 5, dtype), requires_grad=True)
     y = ops.layer_norm(x)

@@ -78,18 +78,38 @@ class GeluTanh(Function):
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return narrowed(x * _gelu_gate(widened(x)), x)
+    y = _gelu_gate(widened(x))
+    y *= x
+    return narrowed(y, x)
 
 
 def _gelu_tanh_gradient(g: Any, x: Any) -> Any:
     x = widened(x)
     s = _gelu_gate(x)
-    slope = _C0 + (3.0 * _C0 * _C1) * (x * x)
-    return narrowed(g * (s + 2.0 * x * slope * (s - s * s)), g)
+    if isinstance(g, Tensor):
+        return g * (s + 2.0 * x * (_C0 + (3.0 * _C0 * _C1) * (x * x)) * (s - s * s))
+    slope = x * x
+    slope *= 6.0 * _C0 * _C1
+    slope += 2.0 * _C0
+    slope *= x
+    rest = 1.0 - s
+    rest *= slope
+    rest += 1.0
+    rest *= s  # s + 2 x u′ (s − s²) = s (1 + 2 x u′ (1 − s))
+    return narrowed(g * rest, g)
 
 
 def _gelu_gate(x: Any) -> Any:
-    return 0.5 + 0.5 * namespace(x).tanh(x * (_C0 + (_C0 * _C1) * (x * x)))
+    u = x * x
+    if isinstance(x, Tensor):
+        return 0.5 + 0.5 * (x * (_C0 + (_C0 * _C1) * u)).tanh()
+    u *= _C0 * _C1
+    u += _C0
+    u *= x
+    namespace(x).tanh(u, out=u)
+    u *= 0.5
+    u += 0.5
+    return u
 
 
 class Silu(Function):

@@ -5,6 +5,7 @@ Dimensions: B batch, H heads, T queries, S keys, D head size.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,11 +15,10 @@ import numpy as np
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_array, as_float, as_tensor
+from tinygrad_llm.ops.convert import as_array, as_float, as_tensor, narrowed, widened
 from tinygrad_llm.ops.dropout import dropout, keep_mask
 from tinygrad_llm.ops.elementwise import masked_fill
 from tinygrad_llm.ops.linalg import matmul, row_dot
-from tinygrad_llm.ops.reduce import sum_of
 from tinygrad_llm.ops.shape import sum_to
 from tinygrad_llm.ops.softmax import finite_max, softmax
 from tinygrad_llm.tensor import Tensor
@@ -27,12 +27,16 @@ from tinygrad_llm.tensor import Tensor
 class Attention(Function):
     """y = P̃ V,  P = softmax(s Q Kᵀ + bias),  P̃ = P ⊙ m / (1 − p) under dropout
 
-    dV = P̃ᵀ g;  dP = (g Vᵀ) ⊙ m / (1 − p);  dS = P ⊙ (dP − Σ dP ⊙ P)
+    dV = P̃ᵀ g;  dP = (g Vᵀ) ⊙ m / (1 − p);  dS = P ⊙ (dP − δ), δ = Σ dP ⊙ P = Σ g ⊙ y
     dQ = s dS K;  dK = s dSᵀ Q;  dbias = dS
 
     Worked out in pieces, a few queries of a few heads at a time, so that their scores stay in the
     cache; under a causal mask a piece ends at its last query's own position. P is as large as all
-    else together, so it is not kept: backward computes it again.
+    else together, so it is not kept: backward computes it again, P = exp(s Q Kᵀ + bias − L), from
+    the logarithms L of its normalisers (Dao et al., "FlashAttention", 2022).
+
+    What is subtracted from all scores of a query takes no pass over them. It rides in the product
+    as one more column: [s Q, −L] [K, 1]ᵀ = s Q Kᵀ − L, and [g, −δ] [V, 1]ᵀ = g Vᵀ − δ.
     """
 
     def forward(
@@ -49,171 +53,255 @@ class Attention(Function):
         draw: tuple[int, int],
     ) -> Array:
         self.hidden, self.causal, self.scale = hidden, causal, scale
-        self.has_bias, self.keep_scale, self.draw = bias is not None, 1.0 / (1.0 - p), draw
+        self.has_bias, self.keep_scale = bias is not None, 1.0 / (1.0 - p)
         xp = namespace(q)
         mask = keep_mask((*q.shape[:-1], k.shape[-2]), p, *draw, xp) if p else None
         y = xp.empty((*q.shape[:-1], v.shape[-1]), dtype=v.dtype)
-        normalisers = []
-        for piece in _pieces(q, k, causal):
-            scores = self._scores(piece, piece.queries(q), piece.keys(k), piece.scores(bias))
-            weights, m, share = _exponentials(scores)
-            normalisers.append((m, share))
-            y[piece.at_queries(y)] = (
-                self._dropped(weights, piece.scores(mask)) @ piece.keys(v)
-            ) * share  # dividing (T, D) instead of (T, S)
-        self.save(q, k, v, bias, mask)
-        self.keep(normalisers)
+        logs = xp.empty((*q.shape[:-1], 1), dtype=_wide(q.dtype))
+
+        def compute(part: _Part) -> None:
+            queries, keys = _with_column(part.of(q), 0.0), _with_column(part.of(k), 1.0)
+            queries[..., :-1] *= scale
+            values, drop = widened(part.of(v)), part.of(mask)
+            found: tuple[Array, Array, Array] | None = None
+            if bias is None and type(q) is np.ndarray:
+                queries[..., -1:] = -_shifts(queries[..., :-1], keys[..., :-1])
+                found = self._weigh(part, queries, keys, values, None, drop, by_row=False)
+            if found is None:
+                queries[..., -1:] = 0.0
+                found = self._weigh(part, queries, keys, values, bias, drop, by_row=True)
+            assert found is not None  # by row nothing vanishes
+            sums, total, m = found
+            share = 1.0 / xp.where(total == 0, total.dtype.type(1), total)
+            part.of(y)[...] = sums * share  # dividing (T, D) instead of (T, S)
+            part.of(logs)[...] = m - xp.log(share)
+
+        for part in _parts(q, k, causal):
+            compute(part)
+        self.save(q, k, v, bias, mask, y)
+        self.keep(logs)
         return y
 
-    def _scores(self, piece: _Piece, q: Any, k: Any, bias: Any) -> Any:
-        """s Q Kᵀ + bias of a piece, −∞ where it is hidden. Of Tensors it is recorded."""
-        scores = (q * self.scale) @ k.swapaxes(-1, -2)  # (…, T, D) x (…, D, S) -> (…, T, S)
+    def _weigh(
+        self,
+        part: _Part,
+        q: Array,
+        k: Array,
+        v: Array,
+        bias: Array | None,
+        mask: Array | None,
+        by_row: bool,
+    ) -> tuple[Array, Array, Array] | None:
+        """Σ e^(x − m) V and Σ e^(x − m) for every query, and m.
+
+        Any m gives the same softmax. By row it is the largest score; else it is what the last
+        column of q brings along, which takes no pass over the scores, and the answer is None where
+        some row vanishes with it.
+        """
+        xp = namespace(q)
+        sums = xp.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
+        total, m = xp.empty_like(q[..., :1]), -q[..., -1:]
+        ones = xp.ones((k.shape[-2], 1), dtype=q.dtype)
+        for piece in part.pieces:
+            rows, keys = piece.rows, piece.keys
+            weights = self._scores(piece, part, q, k, bias)
+            if by_row:
+                m[..., rows, :] = finite_max(weights, -1)
+                weights -= m[..., rows, :]
+            xp.exp(weights, out=weights)
+            total[..., rows, :] = weights @ ones[keys]
+            sums[..., rows, :] = self._dropped(weights, piece.of(mask)) @ v[..., keys, :]
+        if not by_row and total.size and not total.min() > _LOWEST:
+            return None
+        return sums, total, m
+
+    def _scores(self, piece: _Piece, part: _Part, q: Array, k: Array, bias: Array | None) -> Array:
+        """[s Q, …] [K, 1]ᵀ + bias of a piece, −∞ where a key comes later or is hidden."""
+        xp = namespace(q)
+        scores = q[..., piece.rows, :] @ k[..., piece.keys, :].swapaxes(-1, -2)
         if bias is not None:
-            scores = scores + bias
+            scores += piece.of(part.of(bias))
         if self.causal and piece.diagonal < piece.end:
-            future = namespace(q).asarray(piece.future(), dtype=q.dtype)
-            if isinstance(scores, Tensor):
-                scores = scores + future
-            else:
-                scores[..., piece.diagonal :] += future[:, piece.diagonal :]
-        hidden = piece.scores(self.hidden)
-        if hidden is not None and isinstance(scores, Tensor):
-            scores = masked_fill(scores, hidden, -np.inf)
-        elif hidden is not None:
-            namespace(q).copyto(scores, scores.dtype.type(-np.inf), where=hidden)
+            scores[..., piece.diagonal :] += xp.asarray(piece.future(scores.dtype))
+        if self.hidden is not None:
+            hidden = piece.of(part.of(self.hidden))
+            xp.copyto(scores, scores.dtype.type(-np.inf), where=hidden)
         return scores
 
     def _dropped(self, x: Any, mask: Array | None) -> Any:
         return x if mask is None else x * mask * self.keep_scale
 
-    def backward(self, g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Array | None) -> Any:
+    def backward(
+        self, g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Array | None, y: Any
+    ) -> Any:
         if isinstance(g, Tensor):
-            p = softmax(self._scores(_whole(q, k), q, k, bias))
-            return self._gradients(p, g, q, k, v, bias, mask)[: 3 + self.has_bias]
-        xp = namespace(g)
-        dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
-        dbias = xp.zeros_like(bias) if self.has_bias else None
-        pieces = _pieces(q, k, self.causal)
-        for piece, (m, share) in zip(pieces, self.kept, strict=True):
-            inputs = piece.queries(q), piece.keys(k), piece.keys(v), piece.scores(bias)
-            p = self._scores(piece, inputs[0], inputs[1], inputs[3])
-            p -= m
-            xp.exp(p, out=p)
-            p *= share
-            dq[piece.at_queries(q)], dk_part, dv_part, dbias_part = self._gradients(
-                p, piece.queries(g), *inputs, piece.scores(mask)
-            )
-            dk[piece.at_keys(k)] += dk_part
-            dv[piece.at_keys(v)] += dv_part
-            if dbias is not None:
-                dbias[piece.at_scores(dbias)] += dbias_part
-        return (dq, dk, dv, dbias) if self.has_bias else (dq, dk, dv)
+            return self._recorded(g, q, k, v, bias, mask)[: 3 + self.has_bias]
+        xp, logs = namespace(g), self.kept
+        dq, dk, dv = xp.empty_like(q), xp.empty_like(k), xp.empty_like(v)
+        dbias = xp.zeros(bias.shape, _wide(bias.dtype)) if self.has_bias else None
 
-    def _gradients(
-        self, p: Any, g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Array | None
-    ) -> tuple[Any, Any, Any, Any]:
+        def compute(part: _Part) -> None:
+            mine = part.of
+            queries, keys = _with_column(mine(q), -mine(logs)), _with_column(mine(k), 1.0)
+            queries[..., :-1] *= self.scale
+            delta = row_dot(widened(mine(g)), widened(mine(y)))
+            gs, values = _with_column(mine(g), -delta), _with_column(mine(v), 1.0)
+            dk_here, dv_here = xp.zeros_like(keys[..., :-1]), xp.zeros_like(values[..., :-1])
+            dq_here = xp.empty_like(queries[..., :-1])
+            for piece in part.pieces:
+                rows, cols, drop = piece.rows, piece.keys, piece.of(mine(mask))
+                p = self._scores(piece, part, queries, keys, bias)
+                xp.exp(p, out=p)
+                add(
+                    dv_here[..., cols, :],
+                    self._dropped(p, drop).swapaxes(-1, -2) @ gs[..., rows, :-1],
+                )
+                if drop is None:
+                    ds = gs[..., rows, :] @ values[..., cols, :].swapaxes(-1, -2)
+                else:
+                    ds = gs[..., rows, :-1] @ values[..., cols, :-1].swapaxes(-1, -2)
+                    ds = self._dropped(ds, drop) - delta[..., rows, :]
+                ds *= p
+                dq_here[..., rows, :] = ds @ keys[..., cols, :-1]
+                add(dk_here[..., cols, :], ds.swapaxes(-1, -2) @ queries[..., rows, :-1])
+                if dbias is not None:
+                    add(piece.of(mine(dbias)), ds)
+            mine(dq)[...] = dq_here * self.scale
+            mine(dk)[...], mine(dv)[...] = dk_here, dv_here
+
+        def add(total: Array, parts: Array) -> None:
+            """One key/value head may serve a group of query heads: its gradients add up."""
+            total += sum_to(parts, total.shape)
+
+        for part in _parts(q, k, self.causal):
+            compute(part)
+        return (dq, dk, dv) if dbias is None else (dq, dk, dv, narrowed(dbias, bias))
+
+    def _recorded(
+        self, g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Any, mask: Array | None
+    ) -> tuple[Any, ...]:
+        """The same in plain ops on Tensors, for the second order; P is computed whole."""
+        scores = (q * self.scale) @ k.swapaxes(-1, -2)
+        if bias is not None:
+            scores = scores + bias
+        if self.causal:
+            t, s = scores.shape[-2:]
+            future = namespace(q.data).arange(s) > namespace(q.data).arange(t)[:, None] + (s - t)
+            scores = masked_fill(scores, future, -np.inf)
+        if self.hidden is not None:
+            scores = masked_fill(scores, self.hidden, -np.inf)
+        p = softmax(scores)
         dv = self._dropped(p, mask).swapaxes(-1, -2) @ g
         ds = self._dropped(g @ v.swapaxes(-1, -2), mask)  # dP so far
-        if isinstance(ds, Tensor):
-            ds = p * (ds - row_dot(ds, p))
-        else:
-            ds -= row_dot(ds, p)
-            ds *= p
+        ds = p * (ds - row_dot(ds, p))
         dq, dk = (ds @ k) * self.scale, (ds.swapaxes(-1, -2) @ q) * self.scale
         # One key/value head may serve a group of query heads: its gradients add up.
         dbias = None if bias is None else sum_to(ds, bias.shape)
         return dq, sum_to(dk, k.shape), sum_to(dv, v.shape), dbias
 
 
-def _exponentials(scores: Array) -> tuple[Array, Array, Array]:
-    """e^(x − m) in the place of the scores x, m, and 1 / Σ e^(x − m) over each row.
+def _wide(dtype: np.dtype) -> np.dtype:
+    return np.promote_types(dtype, np.float32)
 
-    Any m gives the same softmax. One for the whole piece takes a third of the time of one a row,
-    and is safe unless a row lies so far below the others that it vanishes: then each has its own.
+
+def _with_column(x: Array, last: Any) -> Array:
+    """[x, last], at least in float32: (…, D) and (…, 1) -> (…, D + 1)"""
+    xp = namespace(x)
+    y = xp.empty((*x.shape[:-1], x.shape[-1] + 1), dtype=_wide(x.dtype))
+    y[..., :-1] = x
+    y[..., -1:] = last
+    return y
+
+
+# e^60 times the number of keys is far below float32's largest number, 1e38; and where a row adds up
+# to 1e-20, weights that fall under its smallest, 1e-38, do not count.
+_HIGHEST, _LOWEST = 60.0, 1e-20
+
+
+def _shifts(q: Array, k: Array) -> Array:
+    """c ≥ 0, (…, T, 1), with which no score less c is above 60: |q·k| ≤ ‖q‖ ‖k‖, so it is safe.
+
+    Zero for what a model of usual weights gives, and found without a look at the scores.
     """
-    xp = namespace(scores)
-    if scores.size and scores.dtype == np.float32:
-        m = scores.max()
-        if m > -np.inf:
-            weights = xp.exp(scores - m)
-            total = weights @ xp.ones((scores.shape[-1], 1), dtype=scores.dtype)
-            if total.min() > 1e-20:
-                return weights, m, 1.0 / total
-    m = finite_max(scores, -1)
-    scores -= m
-    xp.exp(scores, out=scores)
-    total = sum_of(scores, -1, True)
-    return scores, m, 1.0 / xp.where(total == 0, total.dtype.type(1), total)
+    xp = namespace(q)
+    if not k.size:
+        return xp.zeros((*q.shape[:-1], 1), dtype=q.dtype)
+    largest = xp.sqrt(row_dot(k, k).max(axis=-2, keepdims=True))
+    return xp.maximum(xp.sqrt(row_dot(q, q)) * largest - _HIGHEST, q.dtype.type(0))
 
 
 class _Piece(NamedTuple):
-    """Some queries, and the keys that they may see, of some heads."""
+    """Some queries, and the keys that they may see."""
 
-    lead: tuple[slice, ...]  # which batches and heads
     first: int  # query, the position of which among the keys is `shift` more
     last: int
     end: int  # of the keys
     shift: int
 
-    def at_queries(self, x: Any) -> tuple[slice, ...]:
-        return _index(x, (*self.lead, slice(self.first, self.last), slice(None)))
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.last)
 
-    def at_keys(self, x: Any) -> tuple[slice, ...]:
-        lead = _index(x, (*self.lead, slice(None), slice(None)))[:-2]
-        return (*lead, slice(self.end), slice(None))  # where S = 1, `end` may still be 0
+    @property
+    def keys(self) -> slice:
+        return slice(self.end)
 
-    def at_scores(self, x: Any) -> tuple[slice, ...]:
-        return _index(x, (*self.lead, slice(self.first, self.last), slice(self.end)))
-
-    def queries(self, x: Any) -> Any:
-        return x[self.at_queries(x)]
-
-    def keys(self, x: Any) -> Any:
-        return x[self.at_keys(x)]
-
-    def scores(self, x: Any) -> Any:
-        return None if x is None else x[self.at_scores(x)]
+    def of(self, x: Any) -> Any:
+        """What (…, T, S) holds for the piece; None of None. An axis of size 1 stands for all."""
+        if x is None:
+            return None
+        rows = self.rows if x.shape[-2] > 1 else slice(None)
+        return x[..., rows, self.keys if x.shape[-1] > 1 else slice(None)]
 
     @property
     def diagonal(self) -> int:
         """The first key that comes after the first query."""
         return max(self.first + self.shift + 1, 0)
 
-    def future(self) -> np.ndarray:
-        """(T, S): −∞ where a key comes after the query, else 0"""
-        positions = np.arange(self.first, self.last) + self.shift
-        return np.where(np.arange(self.end) > positions[:, None], -np.inf, 0.0)
+    def future(self, dtype: np.dtype) -> np.ndarray:
+        """For the keys from the diagonal on: −∞ where a key comes after the query, else 0."""
+        offset = self.diagonal - (self.first + self.shift + 1)
+        return _later(self.last - self.first, self.end - self.diagonal, offset, dtype)
 
 
-def _index(x: Any, parts: tuple[slice, ...]) -> tuple[slice, ...]:
-    """The part of x, aligned from the right; an axis of size 1 stands for all of it."""
-    return tuple(
-        [
-            slice(None) if n == 1 else p
-            for n, p in zip(x.shape, parts[len(parts) - x.ndim :], strict=True)
-        ]
-    )
+@functools.lru_cache(maxsize=32)
+def _later(t: int, s: int, offset: int, dtype: np.dtype) -> np.ndarray:
+    later = np.arange(s) + offset >= np.arange(t)[:, None]
+    return np.where(later, -np.inf, 0.0).astype(dtype)
 
 
-def _whole(q: Any, k: Any) -> _Piece:
+class _Part(NamedTuple):
+    """Some of the heads, and the pieces of their queries."""
+
+    lead: tuple[slice, ...]  # which of the leading axes
+    pieces: list[_Piece]
+
+    def of(self, x: Any) -> Any:
+        """The heads' part of an array (…, m, n); None of None. An axis of size 1 stands for all."""
+        if x is None:
+            return None
+        lead = self.lead[max(0, len(self.lead) + 2 - x.ndim) :]
+        return x[tuple([slice(None) if n == 1 else s for n, s in zip(x.shape, lead, strict=False)])]
+
+
+# A piece: 64 queries where the keys after them are left out, and about 512 KiB of scores.
+_ROWS, _ROOM = 64, 131072
+
+
+def _parts(q: Array, k: Array, causal: bool) -> Iterator[_Part]:
     t, s = q.shape[-2], k.shape[-2]
-    return _Piece((slice(None),) * (q.ndim - 2), 0, t, s, s - t)
-
-
-_ROWS, _ROOM = 128, 65536  # queries in a piece, and scores: 256 KiB in float32
-
-
-def _pieces(q: Array, k: Array, causal: bool) -> Iterator[_Piece]:
     if type(q) is not np.ndarray:  # on a GPU a piece would only cost launches
-        yield _whole(q, k)
+        yield _Part((slice(None),) * (q.ndim - 2), [_Piece(0, t, s, s - t)])
         return
-    t, s = q.shape[-2], k.shape[-2]
-    rows = min(t, _ROWS)
-    for lead in _leads(q.shape[:-2], _ROOM // max(1, rows * s)):
-        for first in range(0, t, rows or 1):
-            last = min(first + rows, t)
-            end = min(max(s - t + last, 0), s) if causal else s
-            yield _Piece(lead, first, last, end, s - t)
+    rows = max(1, min(_ROWS if causal else 2 * _ROWS, -(-t // 2)))
+    pieces = []
+    for first in range(0, t, rows):
+        last = min(first + rows, t)
+        end = min(max(s - t + last, 0), s) if causal else s
+        pieces.append(_Piece(first, last, end, s - t))
+    shared = math.prod(q.shape[:-2]) // max(1, math.prod(k.shape[:-2]))  # queries' heads per key's
+    for lead in _leads(k.shape[:-2], _ROOM // max(1, rows * s * shared)):
+        yield _Part(lead, pieces)
 
 
 def _leads(shape: tuple[int, ...], room: int) -> Iterator[tuple[slice, ...]]:
@@ -224,7 +312,7 @@ def _leads(shape: tuple[int, ...], room: int) -> Iterator[tuple[slice, ...]]:
     inner = math.prod(shape[1:])
     step = max(1, room // max(1, inner))
     for start in range(0, shape[0], step):
-        here = slice(start, min(start + step, shape[0]))
+        here = slice(None) if shape[0] == 1 else slice(start, min(start + step, shape[0]))
         if inner > room:
             for rest in _leads(shape[1:], room):
                 yield (here, *rest)
@@ -317,9 +405,10 @@ def _masks(q: Tensor, attn_mask: Any, lengths: Any, s: int) -> tuple[Tensor | No
         ):
             raise ValueError(f"attn_mask {mask.shape} does not broadcast to the scores {scores}")
         if mask.dtype == backend.bool_:
-            hidden = ~mask.data
+            hidden = xp.atleast_2d(~mask.data)
         elif backend.is_float(mask.dtype):
             bias = mask.astype(q.dtype)
+            bias = bias if bias.ndim > 1 else bias.reshape((1, bias.size))
         else:
             raise TypeError(f"attn_mask is boolean (True = attend) or float, got {mask.dtype}")
     if lengths is not None:

@@ -16,12 +16,12 @@ from tinygrad_llm.tensor import Tensor
 
 
 class LayerNorm(Function):
-    """y = x̂ ⊙ w + b, x̂ = (x − μ) / σ, σ = √(var(x) + ε)
+    """y = x̂ ⊙ w + b, x̂ = (x − μ) r, r = 1 / √(var(x) + ε)
 
-    dx = (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)) / σ with ĝ = g ⊙ w;  dw = Σ g ⊙ x̂, db = Σ g over rows
+    dx = r (ĝ − mean(ĝ) − x̂ mean(ĝ ⊙ x̂)) with ĝ = g ⊙ w;  dw = Σ g ⊙ x̂, db = Σ g over rows
 
-    On rows: x (N, C), w and b (C,) or absent. x̂ is not kept: in the cache it is computed again in
-    less time than it takes to fetch it from memory.
+    On rows: x (N, C), w and b (C,) or absent. x̂ is not kept, nor even computed: what varies by
+    row and by column comes as a thin product, r wᵀ, from BLAS, and x̂ ⊙ w = x ⊙ r wᵀ − (μ r) wᵀ.
     """
 
     def forward(
@@ -32,36 +32,75 @@ class LayerNorm(Function):
         y = namespace(x).empty(x.shape, dtype=x.dtype)
 
         def compute(rows: slice) -> None:
-            xhat, _ = _standardise(x[rows], eps)
-            if w is not None:
-                xhat *= w
-            if b is not None:
-                xhat += b
-            y[rows] = xhat
+            y[rows] = _layer_norm(widened(x[rows]), w, b, eps)
 
         over_rows(compute, x)
         return y
 
     def backward(self, g: Any, x: Any, w: Any = None) -> Any:
-        dx, dw, db = _in_blocks(_layer_norm_gradient, g, x, w, self.eps)
+        gradient = _recorded_gradient if isinstance(g, Tensor) else _layer_norm_gradient
+        dx, dw, db = _in_blocks(gradient, g, x, w, self.eps)
         has_w, has_b = self.has
         return (dx, *(dw,) * has_w, *(db,) * has_b)
 
 
+def _layer_norm(x: Array, w: Array | None, b: Array | None, eps: float) -> Array:
+    x, mean, rstd = _statistics(x, eps)
+    xp = namespace(x)
+    by_row = xp.concatenate((rstd, -mean * rstd, xp.ones_like(rstd)), axis=1)  # (N, 3)
+    by_column = xp.zeros((2, 3, x.shape[1]), dtype=x.dtype)  # r wᵀ is by_row @ by_column[0] …
+    by_column[0, 0] = by_column[1, 1] = 1.0 if w is None else w
+    if b is not None:
+        by_column[1, 2] = b
+    y = by_row @ by_column[0]
+    y *= x
+    y += by_row @ by_column[1]  # … and −μ r wᵀ + b is by_row @ by_column[1]
+    return y
+
+
 def _layer_norm_gradient(g: Any, x: Any, w: Any, eps: float) -> tuple[Any, Any, Any]:
-    g, (xhat, rstd) = widened(g), _standardise(x, eps)
-    gw = g if w is None else g * w
-    dx = (gw - row_mean(gw) - xhat * (row_dot(gw, xhat) * (1.0 / x.shape[1]))) * rstd
-    return dx, column_sum(g * xhat), column_sum(g)
+    """With t = g ⊙ x:  Σ ĝ = g w and Σ ĝ ⊙ x̂ = r (t w − μ g w) by row, Σ g ⊙ x̂ by column."""
+    g = widened(g)
+    x, mean, rstd = _statistics(widened(x), eps)
+    xp, n = namespace(x), x.shape[1]
+    w = xp.ones(n, dtype=x.dtype) if w is None else widened(w)
+    t = g * x
+    along_g, along_t = (g @ w)[:, None], (t @ w)[:, None]
+    share = rstd * (along_t - mean * along_g) * (1.0 / n)  # mean(ĝ ⊙ x̂)
+    outer = xp.concatenate((rstd, xp.zeros_like(rstd)), axis=1)
+    dx = outer @ xp.stack((w, xp.zeros_like(w)))  # r wᵀ; with one column NumPy would not ask BLAS
+    dx *= g
+    dx += x * (-rstd * rstd * share)
+    dx += rstd * (rstd * share * mean - along_g * (1.0 / n))
+    dw, db = xp.concatenate((-mean * rstd, xp.ones_like(rstd)), axis=1).T @ g
+    dw += rstd[:, 0] @ t
+    return dx, dw, db
 
 
-def _standardise(x: Any, eps: float) -> Any:
-    """x̂ and 1/σ of rows; of Tensors it is recorded, for the second order."""
-    x = widened(x)
+def _statistics(x: Array, eps: float) -> tuple[Array, Array, Array]:
+    """x, its mean by row, and 1 / √(var + ε): var = mean(x²) − μ², in one pass each.
+
+    Where the mean is large that difference would lose digits: then x comes back less its mean.
+    """
+    xp, n = namespace(x), x.shape[1]
+    mean = row_mean(x)
+    variance = row_dot(x, x) * (1.0 / n) - mean * mean
+    if not bool((mean * mean <= 16.0 * variance).all()):
+        x = x - mean
+        x -= row_mean(x)  # the mean itself was rounded
+        mean = xp.zeros_like(mean)
+        variance = row_dot(x, x) * (1.0 / n)
+    return x, mean, 1.0 / xp.sqrt(variance + eps)
+
+
+def _recorded_gradient(g: Any, x: Any, w: Any, eps: float) -> tuple[Any, Any, Any]:
+    """The same in plain ops on Tensors, for the second order."""
     centred = x - row_mean(x)
     variance = row_dot(centred, centred) * (1.0 / x.shape[1])
     rstd = 1.0 / namespace(x).sqrt(variance + eps)
-    return centred * rstd, rstd
+    xhat, gw = centred * rstd, g if w is None else g * w
+    dx = (gw - row_mean(gw) - xhat * (row_dot(gw, xhat) * (1.0 / x.shape[1]))) * rstd
+    return dx, column_sum(g * xhat), column_sum(g)
 
 
 class RMSNorm(Function):
