@@ -7,10 +7,12 @@ array for its namespace (`namespace(x)` is `numpy` or `cupy`) and calls NumPy's 
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -346,3 +348,34 @@ def keep_freed_memory() -> bool:
 
 
 memory_is_kept = keep_freed_memory()
+
+
+# --- BLAS -----------------------------------------------------------------------------------------
+
+
+def blas_threads() -> int | None:
+    """On how many cores a matrix product runs; None for another BLAS than NumPy's own OpenBLAS."""
+    library = _openblas()
+    return None if library is None else library.scipy_openblas_get_num_threads64_()
+
+
+def set_blas_threads(count: int) -> int | None:
+    """Let matrix products run on `count` cores; how many it were, None where BLAS is another."""
+    library, before = _openblas(), blas_threads()
+    if library is not None:
+        library.scipy_openblas_set_num_threads64_(count)
+    return before
+
+
+@functools.cache
+def _openblas() -> Any:
+    package = Path(np.__file__).parent
+    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
+        for path in folder.glob("*openblas*"):
+            try:
+                library = ctypes.CDLL(str(path))
+                library.scipy_openblas_get_num_threads64_()
+            except (OSError, AttributeError):
+                continue
+            return library
+    return None

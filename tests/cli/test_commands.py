@@ -146,8 +146,8 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(text, capsys,
     assert match is not None, err
     assert err.count("\n") == 1
     assert sorted(os.listdir(match[1])) == [
-        *("config.json", "model.safetensors", "optimizer.safetensors"),
-        *("tokenizer.json", "trainer.json"),
+        *("SHA256SUMS", "config.json", "model.safetensors", "optimizer.safetensors"),
+        *("run.toml", "tokenizer.json", "trainer.json"),
     ]
 
 

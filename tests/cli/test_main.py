@@ -35,7 +35,13 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [["pretrain"], ["pretrain", "gpt"], ["generate"], ["gradcheck"], ["doctor"]]
+    "command",
+    [
+        *([name] for name in COMMANDS if name != "tokenizer"),
+        ["pretrain", "gpt"],
+        ["runs", "compare"],
+        ["tokenizer", "show"],
+    ],
 )
 def test_every_command_helps_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -61,12 +67,16 @@ def test_every_command_helps_with_an_example(command, capsys):
         (["pretrain", "gpt", "--steps", "0"], ["train.steps must be at least 1, got 0"]),
         (["pretrain", "gpt", "--tokenizer", "bqe"], ["'bqe'", "'bpe'"]),
         (["pretrain", "gpt", "--preset", "demmo"], ["did you mean 'demo'?"]),
+        (["pretrain", "gpt", "--preset", "gpt2"], ["name a text with --data: the preset gpt2"]),
         (["pretrain", "gpt", "--config", "none.toml"], ["no configuration file none.toml"]),
         (["pretrain", "gpt", "--data", "none.txt"], ["no file 'none.txt'"]),
         (["pretrain", "gpt", "--device", "gpu"], ["auto, cpu, cuda or cuda:N, got 'gpu'"]),
         (["pretrain", "gpt", "--resume", "nothing"], ["nothing is not a run folder"]),
         (["pretrain", "gpt", "--resume", "a", "--run", "b"], ["leave out --run"]),
         (["pretrain", "gpt", "--resume=a", "--preset=tiny"], ["leave out --preset"]),
+        (["evaluate"], ["--model is missing (tinygrad-llm evaluate --help"]),
+        (["runs"], ["there is no folder runs"]),
+        (["completion"], ["which shell? Expected bash, zsh or fish, got nothing"]),
         (["generate"], ["--model is missing (tinygrad-llm generate --help"]),
         (["generate", "--model", "nothing"], ["there is no run or checkpoint nothing"]),
         (["generate", "--model", "."], ["holds no checkpoint"]),

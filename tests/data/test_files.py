@@ -1,6 +1,7 @@
 """Files of one's own: what a source means, in which order, and what is no text."""
 
 import io
+import itertools
 import json
 import os
 import sys
@@ -8,8 +9,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tinygrad_llm.data import END_OF_TEXT
+from tinygrad_llm.data import END_OF_TEXT, files
 from tinygrad_llm.data.files import documents
 
 
@@ -262,3 +265,74 @@ def test_a_missing_jsonl_file_is_named_without_its_field(here: Path):
 def test_an_empty_name_is_not_the_present_folder(here: Path):
     write("own.txt", "text")
     assert "got an empty name" in refusal("")
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+WORDS = st.lists(
+    st.sampled_from(
+        ["a", "bc", " ", "\n", "  ", "é", "中", "🎉", END_OF_TEXT, "<|endof", "text|>"]
+    ),
+    max_size=60,
+).map("".join)
+
+
+def small_parts(patch: pytest.MonkeyPatch, chunk: int, part: int = 8) -> None:
+    patch.setattr(files, "_CHUNK", chunk)
+    patch.setattr(files, "_PART", part)
+    patch.setattr(files, "_LONGEST", 4 * part)
+
+
+@given(WORDS, st.integers(1, 40))
+def test_parts_are_the_documents_and_do_not_depend_on_how_the_file_is_read(text: str, chunk: int):
+    with pytest.MonkeyPatch.context() as patch:
+        small_parts(patch, chunk)
+        data = io.BytesIO(text.encode())
+        parts = list(files._of_text(data, "it"))
+        assert parts == list(files.parts_of(text.split(END_OF_TEXT)))
+    documents = [""]
+    for part in parts:
+        assert len(part.text) <= 32
+        documents[-1] += part.text
+        documents += [""] * part.ends
+    assert documents == [*text.split(END_OF_TEXT), ""]
+
+
+@given(WORDS)
+def test_a_part_ends_at_a_seam_or_is_as_long_as_may_be(text: str):
+    with pytest.MonkeyPatch.context() as patch:
+        small_parts(patch, 5)
+        parts = list(files.parts_of([text.replace(END_OF_TEXT, "")]))
+    for part, following in itertools.pairwise(parts):
+        at_seam = following.text[0] in " \n" and not part.text[-1].isspace()
+        assert (at_seam and len(part.text) >= 8) or len(part.text) == 32
+
+
+def test_a_long_document_is_read_in_many_parts(here: Path):
+    text = "word " * 200_000
+    write("own.txt", text + END_OF_TEXT + "short")
+    parts = list(files.parts("own.txt"))
+    assert [part.ends for part in parts] == [False] * (len(parts) - 2) + [True, True]
+    assert 3 <= len(parts) <= 6
+    assert max(len(part.text) for part in parts) < 300_000
+    assert documents("own.txt").__next__() == text
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+def test_what_is_wrong_is_at_the_same_position_however_the_file_is_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+):
+    monkeypatch.setattr(files, "_CHUNK", chunk)
+    write("own.txt", "中文 🎉".encode() + b"\xffabc")
+    assert "(byte 0xff at position 11)" in refusal("own.txt")
+    write("own.txt", "中文 ab".encode() + b"\0c")
+    assert "NUL byte at position 9" in refusal("own.txt")
+    write("own.txt", "abc 中".encode()[:-1])
+    assert "(byte 0xe4 at position 4)" in refusal("own.txt")
+
+
+def test_blank_documents_in_parts_are_left_out_of_folders(here: Path, monkeypatch):
+    small_parts(monkeypatch, 4)
+    write("books/a.txt", "\n" * 100 + END_OF_TEXT + "\n" * 100 + "x" + END_OF_TEXT + " " * 50)
+    assert read("books") == ["\n" * 100 + "x"]
+    assert read("books/a.txt") == ["\n" * 100, "\n" * 100 + "x", " " * 50]

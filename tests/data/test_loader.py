@@ -1,5 +1,6 @@
 """Batches: targets follow inputs, nothing is lost, nothing comes twice, resume is exact."""
 
+import itertools
 import json
 from itertools import islice
 from pathlib import Path
@@ -10,13 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinygrad_llm.backend import RandomStream
+from tinygrad_llm.data import loader
 from tinygrad_llm.data.loader import (
     IGNORE_INDEX,
+    DocumentWindows,
+    EpochBatches,
+    OnePass,
+    PackedWindows,
     RandomBatches,
+    RandomWindows,
     SequentialBatches,
     compact,
+    read_through,
+    shuffled,
     split,
 )
+from tinygrad_llm.data.tokens import Tokens
 
 sizes = st.integers(1, 9)
 
@@ -211,3 +221,203 @@ def test_sequential_batches_say_what_is_wrong():
         SequentialBatches(np.arange(5), 0, 4)
     with pytest.raises(ValueError, match="context must be at least 1, got 0"):
         SequentialBatches(np.arange(5), 1, 0)
+
+
+# --- windows that are numbered --------------------------------------------------------------------
+
+
+def everything(windows, batch_size: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    xs, ys = zip(*OnePass(windows, batch_size), strict=True)
+    return np.concatenate(xs), np.concatenate(ys)
+
+
+@given(st.integers(2, 60), sizes, sizes)
+def test_packed_windows_are_the_sequential_batches(n, batch_size, context):
+    ids = compact(np.arange(n), n)
+    windows = PackedWindows(ids, context)
+    passes = OnePass(windows, batch_size)
+    expected = list(SequentialBatches(ids, batch_size, context))
+    assert len(passes) == len(expected)
+    for (x, y), (x_expected, y_expected) in zip(passes, expected, strict=True):
+        assert np.array_equal(x, x_expected)
+        assert np.array_equal(y, y_expected)
+
+
+def tokens_of(lengths: list[int], marked: bool) -> Tokens:
+    """Documents of so many ids, 1, 2, 3 …, with the mark 0 between them or nothing."""
+    ids: list[int] = []
+    ends = []
+    for i, length in enumerate(lengths):
+        ids += [0] if marked and i else []
+        ids += range(10 * i + 1, 10 * i + 1 + length)
+        ends.append(len(ids))
+    return Tokens(np.array(ids, np.uint16), np.array(ends, np.int64), marked)
+
+
+lengths = st.lists(st.integers(0, 9), min_size=1, max_size=30)
+
+
+@given(lengths, sizes, st.booleans(), st.integers(1, 4), st.data())
+def test_document_windows_stay_in_one_document_and_have_every_target_once(
+    lengths, context, marked, stride, data
+):
+    tokens = tokens_of(lengths, marked)
+    begin = data.draw(st.integers(0, len(tokens)))
+    part = tokens.part(begin, data.draw(st.integers(begin, len(tokens))))
+    ids = part.ids.astype(int).tolist()
+    document = [(i - 1) // 10 if i else None for i in ids]  # None: a mark
+    expected = [
+        (a, b)
+        for (a, b), (of_a, of_b) in zip(
+            itertools.pairwise(ids), itertools.pairwise(document), strict=True
+        )
+        if of_a == of_b or None in (of_a, of_b)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "_STRIDE", stride)
+        if not expected:
+            with pytest.raises(ValueError, match="documents of at least 2 tokens"):
+                DocumentWindows(part, context)
+            return
+        windows = DocumentWindows(part, context)
+        x, y = everything(windows)
+        # one by one and in any order they are the same
+        order = np.array(data.draw(st.permutations(range(len(windows)))))
+        again = windows.take(order)
+    assert np.array_equal(again[0], x[order])
+    assert np.array_equal(again[1], y[order])
+    counted = y != IGNORE_INDEX
+    assert counted.any(axis=1).all()
+    assert [*zip(x[counted].tolist(), y[counted].tolist(), strict=True)] == expected
+    assert not x[~counted].any()
+    for row, targets in zip(x, y, strict=True):
+        owners = {(i - 1) // 10 for i in [*row, *targets] if i > 0}
+        assert len(owners) <= 1
+
+
+def test_document_windows_begin_with_the_mark_before_and_end_with_the_one_behind():
+    windows = DocumentWindows(tokens_of([2, 3], marked=True), 4)
+    x, y = everything(windows)
+    assert x.tolist() == [[1, 2, 0, 0], [0, 11, 12, 0]]
+    assert y.tolist() == [[2, 0, -100, -100], [11, 12, 13, -100]]
+
+
+# --- epochs ---------------------------------------------------------------------------------------
+
+
+class Numbers:
+    """Windows that are their own numbers."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def take(self, numbers: np.ndarray):
+        return numbers, numbers
+
+
+@given(st.integers(1, 40), sizes, st.none() | st.integers(0, 2**64 - 1))
+def test_every_epoch_has_every_window_once(n, batch_size, shuffle):
+    batches = EpochBatches(Numbers(n), batch_size, shuffle)
+    seen: list[int] = []
+    while len(seen) < 3 * n:
+        numbers, _ = next(batches)
+        assert len(numbers) == batch_size
+        seen += numbers.tolist()
+    epochs = [seen[i * n : (i + 1) * n] for i in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(n))
+    assert (epochs[0] == list(range(n))) or shuffle is not None
+    assert batches.epoch == len(seen) // n
+
+
+@given(st.integers(1, 40), sizes, st.none() | st.integers(0, 9), st.integers(0, 30))
+def test_epochs_go_on_from_their_state(n, batch_size, shuffle, steps):
+    batches = EpochBatches(Numbers(n), batch_size, shuffle)
+    for _ in range(steps):
+        next(batches)
+    resumed = EpochBatches(Numbers(n), batch_size, shuffle)
+    resumed.load_state(json.loads(json.dumps(batches.state())))
+    for _ in range(3):
+        assert np.array_equal(next(resumed)[0], next(batches)[0])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 16, 17, 1000, 65_536, 70_001])
+def test_shuffled_is_a_permutation_another_one_for_each_epoch_and_seed(n: int):
+    numbers = np.arange(n)
+    found = [shuffled(numbers, n, seed, epoch) for seed in (0, 2**64 - 1) for epoch in (0, 1)]
+    for permutation in found:
+        assert permutation.dtype == np.int64
+        assert np.array_equal(np.sort(permutation), numbers)
+    if n >= 1000:
+        for a, b in itertools.combinations([numbers, *found], 2):
+            assert (a == b).mean() < 0.02
+
+
+def test_shuffled_looks_like_chance():
+    """Neighbours end up far apart, and each number equally often in each quarter."""
+    n = 1000
+    places = np.array([shuffled(np.arange(n), n, 7, epoch) for epoch in range(200)])
+    distance = np.abs(np.diff(places, axis=1)).mean()
+    assert distance == pytest.approx(n / 3, rel=0.02)
+    quarters = (places < n // 4).mean(axis=0)
+    assert quarters.mean() == pytest.approx(0.25, abs=1e-9)
+    assert quarters.std() == pytest.approx((0.25 * 0.75 / 200) ** 0.5, rel=0.15)
+    assert np.corrcoef(places.mean(axis=0), np.arange(n))[0, 1] == pytest.approx(0, abs=0.15)
+
+
+def test_shuffling_is_the_same_for_ever():
+    """A run is resumed by another version, too."""
+    assert shuffled(np.arange(8), 8, seed=1, epoch=0).tolist() == [1, 4, 7, 6, 5, 0, 3, 2]
+
+
+def test_random_windows_go_on_from_their_state():
+    batches = RandomWindows(Numbers(50), 8, RandomStream(3))
+    first = next(batches)[0]
+    assert set(first) <= set(range(50))
+    state = json.loads(json.dumps(batches.state()))
+    expected = next(batches)[0]
+    resumed = RandomWindows(Numbers(50), 8, RandomStream(0))
+    resumed.load_state(state)
+    assert np.array_equal(next(resumed)[0], expected)
+
+
+def test_windows_say_what_is_wrong():
+    for wrong in (
+        lambda: PackedWindows(np.arange(5), 0),
+        lambda: DocumentWindows(tokens_of([5], True), 0),
+    ):
+        with pytest.raises(ValueError, match="context must be at least 1, got 0"):
+            wrong()
+    with pytest.raises(ValueError, match="at least 2 tokens to predict one, got 1"):
+        PackedWindows(np.arange(1), 4)
+    for kind in (EpochBatches, OnePass):
+        with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+            kind(Numbers(5), 0)
+
+
+# --- memory maps ----------------------------------------------------------------------------------
+
+
+def test_batches_of_a_memory_map_are_those_of_the_array(tmp_path: Path, monkeypatch):
+    """Also when pages are given back all the time."""
+    monkeypatch.setattr(loader, "_KEPT", 1)
+    monkeypatch.setattr(loader, "_AT_ONCE", 3)
+    ids = np.arange(5000, dtype=np.uint16)
+    ids.tofile(tmp_path / "ids")
+    mapped = np.memmap(tmp_path / "ids", dtype=np.uint16, mode="r")[7:4000]
+    plain = ids[7:4000]
+    for make in (
+        lambda ids: RandomBatches(ids, 10, 5, RandomStream(0)),
+        lambda ids: EpochBatches(PackedWindows(ids, 5), 10, 4),
+        lambda ids: iter(SequentialBatches(ids, 10, 5)),
+        lambda ids: iter(OnePass(PackedWindows(ids, 5), 10)),
+    ):
+        first = [islice(make(ids), 50) for ids in (mapped, plain)]
+        for (x, y), (x_expected, y_expected) in zip(*first, strict=True):
+            assert type(x) is np.ndarray
+            assert np.array_equal(x, x_expected)
+            assert np.array_equal(y, y_expected)
+    assert np.concatenate(list(read_through(mapped, 100))).tolist() == plain.tolist()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import tracemalloc
 import weakref
 from dataclasses import asdict
 
@@ -10,6 +11,7 @@ import pytest
 
 from tinygrad_llm import Tensor, backend, no_grad, ops
 from tinygrad_llm.models.gpt import GPT, GPTConfig, KVCache
+from tinygrad_llm.nn import Linear
 from tinygrad_llm.optim import AdamW
 
 CONFIG = GPTConfig(vocab_size=11, n_positions=8, n_embd=12, n_layer=2, n_head=3)
@@ -236,6 +238,88 @@ def test_the_graph_of_a_step_is_freed_with_its_loss():
     loss.backward()
     del loss
     assert node() is None
+
+
+# --- gradient checkpointing -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_checkpointing_changes_no_bit_of_loss_and_gradients(dtype):
+    """Dropout in every place, so that the second run of a block must draw the same masks."""
+    drop = {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2}
+    model = make(GPTConfig(**{**asdict(CONFIG), "n_layer": 3, **drop}), dtype=dtype)
+    ids, targets = tokens(2, 6), tokens(2, 6, seed=2)
+
+    def step():
+        backend.manual_seed(3)
+        model.zero_grad()
+        loss = model.loss(ids, targets)
+        loss.backward()
+        grads = [p.grad.numpy().copy() for p in model.parameters() if p.grad is not None]
+        return loss.item(), backend.random.state(), grads
+
+    runs = []
+    model.transformer.h[1].register_forward_hook(lambda module, args, y: runs.append(1))
+    loss, random, grads = step()
+    assert len(runs) == 1
+    assert not model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable()
+    assert model.is_gradient_checkpointing
+    again_loss, again_random, again_grads = step()
+    assert len(runs) == 3  # once more in the backward pass
+    assert (again_loss, again_random) == (loss, random)
+    for ours, theirs in zip(again_grads, grads, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    model.gradient_checkpointing_disable()
+    step()
+    assert len(runs) == 4
+
+
+def test_checkpointing_needs_less_memory():
+    model = GPT(GPTConfig(vocab_size=11, n_positions=32, n_embd=16, n_layer=8, n_head=2))
+    ids = np.random.default_rng(0).integers(0, 11, (32, 32))
+
+    def peak():
+        model.zero_grad()
+        tracemalloc.start()
+        try:
+            model.loss(ids, ids).backward()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak()  # what is made once
+    kept = peak()
+    model.gradient_checkpointing_enable()
+    assert peak() < 0.4 * kept
+
+
+def test_checkpointing_leaves_generation_alone():
+    model, ids = make(), tokens(2, 6)
+    with no_grad():
+        expected = model(ids).numpy()
+        model.gradient_checkpointing_enable()
+        cache = KVCache(model.config)
+        parts = [model(part, cache).numpy() for part in np.split(ids, [3], axis=1)]
+        np.testing.assert_array_equal(model(ids).numpy(), expected)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_flops_are_those_of_the_matrix_products():
+    """Counted at the Linear layers as they run, and for attention by its definition."""
+    model, t = make(), 8
+    counted = []
+
+    def count(module, args, y):
+        counted.append(2 * module.weight.size * args[0].size // module.weight.shape[1])
+
+    linears = [m for m in model.modules() if isinstance(m, Linear)]
+    for linear in linears:
+        linear.register_forward_hook(count)
+    model(tokens(1, t))
+    assert len(counted) == 2 * 4 + 1
+    attention = 2 * 2 * 2 * t * t * CONFIG.n_embd  # two layers, two products, 2 T² C
+    assert model.flops_per_token(t) * t == 3 * (sum(counted) + attention)
 
 
 # --- training -------------------------------------------------------------------------------------

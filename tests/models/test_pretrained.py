@@ -1,12 +1,18 @@
 """Folders: a round trip, Hugging Face's own layout, and files that cannot be used."""
 
+import errno
 import json
+import math
+import os
+import tracemalloc
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tinygrad_llm import backend, no_grad
+from tinygrad_llm import backend, no_grad, storage
 from tinygrad_llm.models import pretrained
 from tinygrad_llm.models.gpt import GPT, GPTConfig
 
@@ -108,6 +114,86 @@ def test_files_of_the_bare_network_and_old_buffers_are_read(model, folder):
     np.testing.assert_array_equal(GPT.from_pretrained(folder)(IDS).numpy(), model(IDS).numpy())
 
 
+def test_a_name_that_is_there_twice(folder):
+    def both(arrays):
+        arrays["wte.weight"] = arrays["transformer.wte.weight"] + 1
+
+    rewrite(folder, both)
+    with pytest.raises(ValueError, match=r"holds transformer\.wte\.weight twice"):
+        GPT.from_pretrained(folder)
+
+
+def test_the_config_of_the_published_gpt2_is_read(model, folder):
+    """Its keys, values of the network's size aside; the file on the hub has the bare names."""
+    theirs = {
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.1,
+        "bos_token_id": 50256,
+        "embd_pdrop": 0.1,
+        "eos_token_id": 50256,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05,
+        "model_type": "gpt2",
+        "n_ctx": 8,
+        "n_embd": 12,
+        "n_head": 3,
+        "n_layer": 2,
+        "n_positions": 8,
+        "resid_pdrop": 0.1,
+        "summary_activation": None,
+        "summary_first_dropout": 0.1,
+        "summary_proj_to_labels": True,
+        "summary_type": "cls_index",
+        "summary_use_proj": True,
+        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        "vocab_size": 11,
+    }
+    (folder / "config.json").write_text(json.dumps(theirs))
+    rewrite(folder, lambda arrays: {n.removeprefix("transformer."): a for n, a in arrays.items()})
+    loaded = GPT.from_pretrained(folder)
+    assert loaded.config.attn_pdrop == 0.1
+    np.testing.assert_array_equal(loaded(IDS).numpy(), model(IDS).numpy())
+
+
+@pytest.mark.parametrize(
+    ("embedding", "others", "expected"),
+    [
+        ("bfloat16", "float32", "float32"),
+        ("float32", "bfloat16", "float32"),
+        ("float16", "bfloat16", "float32"),
+        ("float16", "float16", "float16"),
+        ("bfloat16", "float64", "float64"),
+    ],
+)
+def test_a_file_of_several_dtypes_loses_nothing(folder, embedding, others, expected):
+    def mix(arrays):
+        kinds = {n: embedding if n.endswith("wte.weight") else others for n in arrays}
+        return {n: a.astype(backend.as_dtype(kinds[n])) for n, a in arrays.items()}
+
+    rewrite(folder, mix)
+    saved = load_file(folder / "model.safetensors")
+    loaded = GPT.from_pretrained(folder)
+    assert {p.dtype for p in loaded.parameters()} == {backend.as_dtype(expected)}
+    for name in ("transformer.wte.weight", "transformer.h.0.ln_1.weight"):
+        np.testing.assert_array_equal(
+            loaded.state_dict()[name].numpy().astype(np.float64), saved[name].astype(np.float64)
+        )
+
+
+def test_reading_takes_little_more_than_the_weights(tmp_path):
+    """Each is read on its own: there are never two of the whole."""
+    size = GPTConfig(vocab_size=300, n_positions=8, n_embd=128, n_layer=4, n_head=2)
+    GPT(size).save_pretrained(tmp_path)
+    weights = 4 * size.num_parameters()
+    tracemalloc.start()
+    try:
+        GPT.from_pretrained(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 1.4 * weights
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_stored_head_must_be_the_embedding(model, folder):
     def with_head(arrays):
         arrays["lm_head.weight"] = arrays["transformer.wte.weight"].copy()
@@ -130,15 +216,171 @@ def test_saving_again_replaces_and_a_failed_save_leaves_the_old(model, folder, m
 
     def full_disk(arrays, path, metadata):
         path.write_bytes(b"half")
-        raise OSError("no space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
         patch.setattr("safetensors.numpy.save_file", full_disk)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(OSError, match="No space left") as caught:
             model.save_pretrained(folder)
+        assert caught.value.errno == errno.ENOSPC
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == old
     model.save_pretrained(folder)
     assert (GPT.from_pretrained(folder).transformer.wte.weight.numpy() == 0.5).all()
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharded(model, tmp_path):
+    model.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    return tmp_path / "shards"
+
+
+def rewrite_index(folder, change):
+    path = folder / pretrained.INDEX
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(change(index) or index))
+
+
+def test_large_weights_go_into_shards_with_an_index(model, sharded, folder):
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    names = sorted(set(index["weight_map"].values()))
+    n = len(names)
+    assert n > 3
+    assert names == [f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)]
+    assert sorted(os.listdir(sharded)) == sorted(
+        [*names, "config.json", "model.safetensors.index.json"]
+    )
+    whole = load_file(folder / "model.safetensors")
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in whole.values())
+    held = {name: load_file(sharded / name) for name in names}
+    assert {k: a.tobytes() for part in held.values() for k, a in part.items()} == {
+        k: a.tobytes() for k, a in whole.items()
+    }
+    sizes = [sum(a.nbytes for a in part.values()) for part in held.values()]
+    assert all(
+        size <= 4000 or len(part) == 1 for size, part in zip(sizes, held.values(), strict=True)
+    )
+    loaded = GPT.from_pretrained(sharded)
+    for name, tensor in model.state_dict().items():
+        assert loaded.state_dict()[name].data.tobytes() == tensor.data.tobytes()
+
+
+def test_what_is_saved_replaces_what_was_there_in_other_files(model, sharded):
+    model.save_pretrained(sharded)
+    assert sorted(os.listdir(sharded)) == ["config.json", "model.safetensors"]
+    model.save_pretrained(sharded, max_shard_size=10**4)
+    assert "model.safetensors" not in os.listdir(sharded)
+    np.testing.assert_array_equal(GPT.from_pretrained(sharded)(IDS).numpy(), model(IDS).numpy())
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("5GB", 5 * 10**9), ("500 MB", 5 * 10**8), ("1kib", 1024), ("7B", 7), (12, 12), ("2T", 2e12)],
+)
+def test_sizes_of_shards(size, expected):
+    assert pretrained.as_bytes(size) == expected
+
+
+@pytest.mark.parametrize("size", ["", "0", "-1", "5 bananas", "GB", 1.5, True, None])
+def test_what_is_no_size_is_refused(model, tmp_path, size):
+    with pytest.raises(ValueError, match="max_shard_size must be a size"):
+        model.save_pretrained(tmp_path / "model", max_shard_size=size)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_missing_shard(sharded):
+    (sharded / "model-00002-of-00005.safetensors").unlink(missing_ok=True)
+    name = sorted(sharded.glob("model-*"))[1]
+    name.unlink()
+    with pytest.raises(FileNotFoundError, match=r"index\.json names the file .*missing") as caught:
+        GPT.from_pretrained(sharded)
+    assert one_sentence(caught)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("../model/model.safetensors", "/etc/passwd", "a/b.safetensors", "a\\b.safetensors"),
+        *(
+            "pytorch_model-00001-of-00002.bin",
+            "",
+            None,
+            5,
+            ["model.safetensors"],
+            "a\0.safetensors",
+        ),
+    ],
+)
+def test_an_index_names_files_beside_it_and_no_others(sharded, folder, file):
+    def elsewhere(index):
+        index["weight_map"]["transformer.wte.weight"] = file
+
+    assert (folder / "model.safetensors").exists()  # it is there, but must not be opened from here
+    rewrite_index(sharded, elsewhere)
+    with pytest.raises(ValueError, match=r"is said to be in .*, no \.safetensors file") as caught:
+        GPT.from_pretrained(sharded)
+    assert one_sentence(caught)
+
+
+def test_an_index_that_does_not_fit_its_shards(sharded):
+    good = (sharded / pretrained.INDEX).read_text()
+    for change, words in (
+        (lambda i: i["weight_map"].update(more="model-00001-of-000"), "no .safetensors file"),
+        (lambda i: i["weight_map"].pop("transformer.wpe.weight") and i, "says otherwise"),
+        (lambda i: i["weight_map"].clear(), "has no weight_map"),
+        (lambda i: {"weight_map": [1]}, "has no weight_map"),
+        (lambda i: [i], "expected a JSON object"),
+    ):
+        (sharded / pretrained.INDEX).write_text(good)
+        rewrite_index(sharded, change)
+        with pytest.raises(ValueError, match=rf"index\.json cannot be used: .*{words}") as caught:
+            GPT.from_pretrained(sharded)
+        assert one_sentence(caught)
+
+    def lost(index):
+        first = index["weight_map"]["transformer.wte.weight"]
+        index["weight_map"]["transformer.nothing"] = first
+
+    (sharded / pretrained.INDEX).write_text(good)
+    rewrite_index(sharded, lost)
+    with pytest.raises(ValueError, match=r"says that transformer\.nothing is in .*it is not"):
+        GPT.from_pretrained(sharded)
+
+
+# --- checksums ------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_checksums_is_compared_with_them(model, folder):
+    storage.write_sums(folder)
+    assert GPT.from_pretrained(folder).config == CONFIG
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # in a weight: still a safetensors file
+    path.write_bytes(data)
+    with pytest.raises(storage.Damaged, match=r"model\.safetensors is not as it was saved"):
+        GPT.from_pretrained(folder)
+    (folder / storage.SUMS).unlink()
+    GPT.from_pretrained(folder)
+
+
+def test_saving_over_a_folder_with_checksums_forgets_them(model, folder):
+    storage.write_sums(folder)
+    with no_grad():
+        model.transformer.wte.weight.fill_(0.5)
+    model.save_pretrained(folder)
+    assert not (folder / storage.SUMS).exists()
+    assert (GPT.from_pretrained(folder).transformer.wte.weight.numpy() == 0.5).all()
+
+
+def test_training_files_do_not_concern_a_model(folder):
+    for name in ("optimizer.safetensors", "trainer.json"):
+        (folder / name).write_text("x")
+    storage.write_sums(folder)
+    for name in ("optimizer.safetensors", "trainer.json"):
+        (folder / name).write_text("y")
+    assert GPT.from_pretrained(folder).config == CONFIG
 
 
 # --- what cannot be used --------------------------------------------------------------------------
@@ -206,17 +448,76 @@ def test_flipped_bits_in_the_header_never_end_in_another_error(folder):
 @pytest.mark.parametrize(
     ("name", "value", "found"),
     [
-        ("vocab_size", 10**12, 11),
-        ("n_positions", 10**12, 8),
-        ("n_embd", 3 * 10**12, 12),
-        ("n_layer", 10**12, 2),
-        ("n_inner", 10**12, 48),
+        ("vocab_size", 10**9, 11),
+        ("n_positions", 10**9, 8),
+        ("n_embd", 3 * 10**4, 12),
+        ("n_layer", 10**7, 2),
+        ("n_inner", 10**9, 48),
     ],
 )
-def test_absurd_sizes_are_refused_before_anything_is_allocated(folder, name, value, found):
+def test_wrong_sizes_are_refused_before_anything_is_allocated(folder, name, value, found):
     rewrite_config(folder, **{name: value})
-    with pytest.raises(ValueError, match=f"{name} is {found} and {value}"):
+    with small_memory(), pytest.raises(ValueError, match=f"{name} is {found} and {value}"):
         GPT.from_pretrained(folder)
+
+
+NUMBERS = [10**9, 10**12, 10**400, -12, 0, 1.5, math.nan, math.inf, "12", True, [12], None, {}]
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_inner"])
+@pytest.mark.parametrize("value", NUMBERS, ids=lambda value: repr(value)[:12])
+def test_absurd_sizes_are_one_sentence(folder, name, value):
+    if (name, value) == ("n_inner", None):
+        return  # means 4 n_embd, as it is
+    rewrite_config(folder, **{name: value})
+    with small_memory(), pytest.raises(ValueError, match=rf"cannot be used: .*{name} ") as caught:
+        GPT.from_pretrained(folder)
+    assert one_sentence(caught)
+
+
+@contextmanager
+def small_memory():
+    """Within, Python and NumPy may not take more than 20 MB at once."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_head", 5),
+        ("n_head", 10**9),
+        ("n_head", "3"),
+        ("activation_function", "gleu"),
+        ("activation_function", ["gelu"]),
+        ("activation_function", "x" * 10**5),
+        ("resid_pdrop", 1.0),
+        ("resid_pdrop", True),
+        ("layer_norm_epsilon", 10**400),
+        ("layer_norm_epsilon", math.nan),
+        ("initializer_range", "0.02"),
+        ("eos_token_id", -1),
+        ("bos_token_id", "a"),
+        ("scale_attn_weights", False),
+        ("model_type", ["gpt2"] * 10**4),
+    ],
+)
+def test_other_values_that_make_no_network(folder, name, value):
+    rewrite_config(folder, **{name: value})
+    with pytest.raises(ValueError, match=rf"config\.json cannot be used: .*{name}") as caught:
+        GPT.from_pretrained(folder)
+    assert one_sentence(caught)
+
+
+@pytest.mark.parametrize("inner", [None, 7])
+def test_the_config_counts_what_the_model_has(inner):
+    config = GPTConfig(vocab_size=11, n_positions=8, n_embd=12, n_layer=3, n_head=3, n_inner=inner)
+    assert config.num_parameters() == sum(p.size for p in GPT(config).parameters())
+    assert GPTConfig().num_parameters() == 124_439_808  # GPT-2's "124M"
 
 
 def test_sizes_that_a_small_file_only_pretends_to_have(folder):

@@ -20,6 +20,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+from tinygrad_llm.storage import check_sums
 from tinygrad_llm.train import config as configuration
 from tinygrad_llm.train import pretrain
 from tinygrad_llm.train.log import PlainLog
@@ -30,11 +31,14 @@ STEPS = 80
 
 
 def settings(text):
-    """A tiny run that has everything with a state: dropout, pieces, an average, pruning."""
+    """A tiny run that has everything with a state: dropout, pieces, an average, texts, pruning."""
     tiny = configuration.preset("tiny")
     limits = {"steps": STEPS, "eval_every": 2, "checkpoint_every": 2, "keep_last": 2}
-    train = replace(tiny.train, **limits, accumulate=2, batch_size=2, ema=0.9, patience=50)
-    return replace(tiny, data=replace(tiny.data, source=str(text)), train=train)
+    size = {"accumulate": 2, "batch_size": 2, "gradient_checkpointing": True, "mfu": False}
+    rates = {"wte": 0.5, "h.0.mlp": 2.0}
+    train = replace(tiny.train, **limits, **size, lr_groups=rates, ema=0.9, patience=50)
+    sample = replace(tiny.sample, every=3, every_max_new_tokens=2)
+    return replace(tiny, data=replace(tiny.data, source=str(text)), train=train, sample=sample)
 
 
 def train(folder, config):
@@ -129,17 +133,23 @@ def check_whole(run):
     """Every checkpoint that can be seen is one: nothing is missing, nothing is cut short."""
     for folder in run.checkpoints_folder.glob("step-*"):
         names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-        model = {"config.json", "model.safetensors", "tokenizer.json"}
-        expected = model | {"trainer.json", "optimizer.safetensors"} | {f"ema/{n}" for n in model}
+        model = {"config.json", "model.safetensors", "tokenizer.json", "SHA256SUMS"}
+        training = {"trainer.json", "optimizer.safetensors", "run.toml"}
+        expected = model | training | {f"ema/{n}" for n in model}
         if names != expected:
             sys.exit(f"{folder} holds {sorted(names)}")
-        json.loads((folder / "trainer.json").read_text())
+        check_sums(folder)
+        check_sums(folder / "ema")
 
 
 def digest(folder):
     last = Run.open(folder).checkpoint() or folder
     weights = (last / name for name in ("model.safetensors", "ema/model.safetensors"))
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights]
+
+
+def samples(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
 def main(folder, seed, stops, number):
@@ -170,6 +180,7 @@ def main(folder, seed, stops, number):
                 "whole": digest(folder / "whole"),
                 "killed": digest(killed),
                 "metrics": [r["step"] for r in Run(killed).metrics()],
+                "samples": samples(killed) == samples(folder / "whole"),
             }
         )
     )

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinygrad_llm.models.gpt import GPTConfig
 from tinygrad_llm.train import config
 from tinygrad_llm.train.config import (
     PRESETS,
@@ -27,13 +28,14 @@ text = st.text(st.characters(exclude_categories=["Cs"]))  # a lone surrogate is 
     prompt=text,
     tokenizer=st.sampled_from(["char", "byte", "bpe"]),
     lr=finite,
+    factors=st.dictionaries(text.filter(bool), finite, max_size=3),
     beta=st.floats(0, 1, exclude_max=True),
     steps=st.integers(1, 10**12),
 )
-def test_toml_gives_back_what_was_written(source, prompt, tokenizer, lr, beta, steps):
+def test_toml_gives_back_what_was_written(source, prompt, tokenizer, lr, factors, beta, steps):
     before = PretrainConfig(
         data=DataConfig(source=source, tokenizer=tokenizer),
-        train=TrainConfig(lr=lr, min_lr=lr / 2, betas=(beta, 0.5), steps=steps),
+        train=TrainConfig(lr=lr, min_lr=lr / 2, lr_groups=factors, betas=(beta, 0.5), steps=steps),
         sample=SampleConfig(prompt=prompt),
     )
     parsed = tomllib.loads(config.dumps(before))
@@ -75,7 +77,7 @@ def test_a_file_changes_only_what_it_names(tmp_path):
         ("[data]\nsource = 3", r"data\.source must be text, got 3"),
         (
             "[data]\ntokenizer = 'bqe'",
-            r"one of char, byte, bpe, got 'bqe'; did you mean 'bpe'",
+            r"one of char, byte, bpe, .*, or a path, got 'bqe'; did you mean 'bpe'",
         ),
         ("[train]\nbetas = [0.9]", r"train\.betas must be a list of 2 numbers"),
         ("[train]\nbetas = [0.9, 'x']", r"train\.betas must be a number, got 'x'"),
@@ -91,6 +93,15 @@ def test_a_file_changes_only_what_it_names(tmp_path):
         ("[train]\npatience = -1", r"train\.patience must be 0 or more, got -1"),
         ("[train]\nkeep_last = 1.5", r"train\.keep_last must be an integer, got 1\.5"),
         ("[train]\noverfit_one_batch = 1", r"overfit_one_batch must be true or false, got 1"),
+        (
+            "[train]\nlr_groups = 0.1",
+            r'lr_groups must be a table such as \{"wte" = 0\.1\}, got 0\.1',
+        ),
+        ("[train.lr_groups]\nwte = 'x'", r"train\.lr_groups\.wte must be a number, got 'x'"),
+        ("[train.lr_groups]\nwte = -1", r"train\.lr_groups wte must be 0 or more, got -1\.0"),
+        ("[train.lr_groups]\n'' = 1", r"a pattern of train\.lr_groups must be some text"),
+        ("[sample]\nevery = -1", r"sample\.every must be 0 or more, got -1"),
+        ("[sample]\nevery_max_new_tokens = 0", r"every_max_new_tokens must be at least 1, got 0"),
         ("[data]\nval_fraction = 0", r"data\.val_fraction must be in \(0, 1\)"),
         ("[train", r"my\.toml is not valid TOML"),
     ],
@@ -134,3 +145,58 @@ def test_no_two_sections_share_a_key():
         for f in dataclasses.fields(getattr(PretrainConfig(), section.name))
     ]
     assert len(keys) == len(set(keys))
+
+
+def _gpt(name, vocab_size):
+    preset = config.preset(name)
+    sizes = {key: getattr(preset.model, key) for key in ("n_layer", "n_head", "n_embd")}
+    return GPTConfig(vocab_size, preset.train.context, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168)]
+)
+def test_the_sizes_of_gpt2_are_those_of_its_checkpoints(name, parameters):
+    preset = config.preset(name)
+    assert _gpt(name, preset.data.vocab_size).num_parameters() == parameters
+    tokens = preset.train.batch_size * preset.train.accumulate * preset.train.context
+    assert tokens == 491_520
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("shakespeare-char", "0.80"), ("shakespeare-char-gpu", "10.65")]
+)
+def test_the_sizes_of_the_character_models_are_nanogpts(name, millions):
+    """It counts neither positions nor biases, which it has not, over 65 characters."""
+    sizes = _gpt(name, 65)
+    c, layers = sizes.n_embd, sizes.n_layer
+    biases = layers * (3 * c + c + 4 * c + c + 2 * c) + c  # q k v, both c_proj, c_fc, the norms
+    count = sizes.num_parameters() - biases - sizes.n_positions * c
+    assert f"{count / 1e6:.2f}" == millions
+
+
+def test_presets_that_share_do_not_change_each_other():
+    cpu, gpu = config.preset("shakespeare-char"), config.preset("shakespeare-char-gpu")
+    assert set(config.differences(cpu, gpu)) == {
+        *("model.n_layer", "model.n_head", "model.n_embd", "model.dropout"),
+        *("train.steps", "train.batch_size", "train.context"),
+        *("train.eval_every", "train.checkpoint_every"),
+    }
+    small, medium = config.preset("gpt2"), config.preset("gpt2-medium")
+    assert set(config.differences(small, medium)) == {
+        *("model.n_layer", "model.n_head", "model.n_embd", "train.lr", "train.min_lr"),
+    }
+
+
+def test_a_table_of_factors_is_read_in_both_forms(tmp_path):
+    file = tmp_path / "my.toml"
+    for toml in (
+        '[train]\nlr_groups = {"wte" = 0.1, "h.0.*" = 2}\n',
+        '[train.lr_groups]\nwte = 0.1\n"h.0.*" = 2\n',
+    ):
+        file.write_text(toml)
+        assert config.load(file).train.lr_groups == {"wte": 0.1, "h.0.*": 2.0}
+    base = dataclasses.replace(PretrainConfig(), train=TrainConfig(lr_groups={"ln_f": 3.0}))
+    assert config.load(file, base).train.lr_groups == {"wte": 0.1, "h.0.*": 2.0}  # as a whole
+    other = dataclasses.replace(base, train=TrainConfig(lr_groups={"ln_f": 4.0}))
+    assert set(config.differences(base, other)) == {"train.lr_groups"}

@@ -27,3 +27,4 @@ def test_a_run_stopped_twenty_times_ends_with_the_same_weights(tmp_path, signal,
     assert found["in a save"] >= (signal == "SIGKILL")
     assert found["killed"] == found["whole"]
     assert found["metrics"] == list(range(81))
+    assert found["samples"] is True

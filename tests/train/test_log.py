@@ -1,9 +1,11 @@
 """Plain lines in a pipe, a live bar on a terminal."""
 
 import io
+import json
+import math
 import re
 
-from tinygrad_llm.train.log import LiveLog, PlainLog, _clock, open_log
+from tinygrad_llm.train.log import LiveLog, PlainLog, _clock, as_json, open_log
 
 
 class Terminal(io.StringIO):
@@ -33,6 +35,13 @@ def test_a_pipe_gets_plain_lines():
     assert lines[2] == "step 4/4 · loss 4.000 · val loss 3.500 · 1,000 tokens/s"
     assert lines[3:] == ["a [path] stays/as/it/is"]
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out.getvalue())
+
+
+def test_what_a_model_wrote_cannot_steer_the_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    for out in (io.StringIO(), Terminal()):
+        open_log(out).say("sample: \x1b[2J\r\x07 and\nmore")
+        assert out.getvalue() == "sample: \ufffd[2J\ufffd and\nmore\n"
 
 
 def test_between_validations_a_line_comes_every_few_seconds():
@@ -76,3 +85,37 @@ def test_the_average_of_the_weights_is_told_beside_the_validation():
     log.start(0, 4)
     log.record({"step": 0, "val_loss": 5.0, "val_loss_ema": 4.5})
     assert out.getvalue() == "step 0/4 · val loss 5.000 · averaged 4.500\n"
+
+
+def test_quiet_says_nothing_on_a_terminal_and_in_a_pipe():
+    for out in (io.StringIO(), Terminal()):
+        for as_objects in (False, True):
+            train(open_log(out, quiet=True, json=as_objects))
+        assert out.getvalue() == ""
+
+
+def test_json_is_an_object_a_line_also_on_a_terminal():
+    for out in (io.StringIO(), Terminal()):
+        log = open_log(out, json=True)
+        train(log)
+        log.record({"step": 5, "loss": math.nan})
+        lines = out.getvalue().splitlines()
+        objects = [json.loads(line) for line in lines]
+        assert [o["step"] for o in objects if "step" in o] == [0, 1, 2, 3, 4, 5]
+        assert objects[1] == {"step": 1, "loss": 4.0, "tokens_per_second": 1000.0}
+        assert objects[-2] == {"message": "a [path] stays/as/it/is"}
+        assert objects[-1] == {"step": 5, "loss": None}
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\uffff]", out.getvalue())
+
+
+def test_json_has_no_numbers_that_are_none():
+    value = {"a": [1, math.inf, (math.nan, 2.5)], "b": {"c": -math.inf}, "d": "狐\x1b", "e": True}
+    text = as_json(value)
+    assert text.isascii()
+    assert text.isprintable()
+    assert json.loads(text) == {
+        "a": [1, None, [None, 2.5]],
+        "b": {"c": None},
+        "d": "狐\x1b",
+        "e": True,
+    }

@@ -10,8 +10,8 @@ from tinygrad_llm.train import plot
 
 RECORDS = [
     {"step": 0, "val_loss": 5.0},
-    *({"step": i, "loss": 5.0 / i} for i in range(1, 60)),
-    {"step": 60, "loss": 1.0, "val_loss": 1.5, "val_loss_ema": 1.4},
+    *({"step": i, "loss": 5.0 / i, "lr": 0.1 / i} for i in range(1, 60)),
+    {"step": 60, "loss": 1.0, "lr": 0.001, "val_loss": 1.5, "val_loss_ema": 1.4},
 ]
 
 
@@ -38,3 +38,40 @@ def test_smoothing_starts_as_a_mean():
     smooth = plot._smooth([3.0, 1.0] * 100)  # window 4
     assert smooth[:2] == [3.0, 2.0]
     assert abs(smooth[-1] - 2.0) < 0.5
+
+
+def curves(figure):
+    """label -> (steps, values), of every axes."""
+    return {
+        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
+        for axes in figure.axes
+        for line in axes.lines
+    }
+
+
+def test_the_curves_are_the_records():
+    pytest.importorskip("matplotlib")
+    figure = plot.loss_figure(RECORDS)
+    found = curves(figure)
+    losses = [record["loss"] for record in RECORDS[1:]]
+    assert found["training (running mean)"] == (list(range(1, 61)), plot._smooth(losses))
+    assert found["validation (last 1.500, best 1.500)"] == ([0, 60], [5.0, 1.5])
+    assert found["validation, averaged weights (last 1.400, best 1.400)"] == ([60], [1.4])
+    assert (list(range(1, 61)), losses) in found.values()
+    assert (list(range(1, 61)), [record["lr"] for record in RECORDS[1:]]) in found.values()
+    assert "learning rate" in figure.axes[1].get_ylabel()
+
+
+def test_several_runs_are_drawn_by_their_names(tmp_path):
+    pytest.importorskip("matplotlib")
+    runs = {"seed 1": RECORDS, "seed 2": RECORDS[:1], "seed 3": []}
+    found = curves(plot.runs_figure(runs))
+    assert found["seed 1 (validation: last 1.500, best 1.500)"] == ([0, 60], [5.0, 1.5])
+    assert found["seed 2 (validation: last 5.000, best 5.000)"] == ([0], [5.0])
+    assert plot.draw_runs(runs, tmp_path / "runs.png") is None
+    assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_runs_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert plot.draw_runs({"a": RECORDS}, tmp_path / "runs.png") == plot.NOT_INSTALLED

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tinygrad_llm.storage import Damaged, check_sums
 from tinygrad_llm.train.run import Run, _unused, find_checkpoint
 
 
@@ -78,14 +79,33 @@ def test_a_line_cut_short_by_a_kill_is_no_record(run):
     assert [r["step"] for r in run.metrics()] == [1, 2]
 
 
-def test_damaged_metrics_are_refused_in_one_sentence(run):
-    run.metrics_file.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged"):
-        run.metrics()
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"nonsense", b"", b"\0\0\0", b"\xff\xfe", b"[" * 10**5, b"5", b"null", b"[]", b'"step"'),
+        *(
+            b"{}",
+            b'{"loss": 1}',
+            b'{"step": "2"}',
+            b'{"step": 2.5}',
+            b'{"step": true}',
+            b"9" * 5000,
+        ),
+    ],
+    ids=lambda line: repr(line[:12]),
+)
+def test_damaged_metrics_are_refused_in_one_sentence(run, line):
+    damaged = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
+    run.metrics_file.write_bytes(damaged)
+    for use in (run.metrics, lambda: run.forget_after(3)):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged: line 2 is no") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    assert run.metrics_file.read_bytes() == damaged
 
 
 def test_what_a_power_cut_leaves_behind_the_checkpoint_is_no_trouble(run):
-    run.metrics_file.write_text('{"step": 1}\n{"step": 2}\n\0\0\0\n{"step": 3}\n')
+    run.metrics_file.write_bytes(b'{"step": 1}\n{"step": 2}\n\0\xff\0\n{"step": 3}\n')
     run.forget_after(2)
     assert [r["step"] for r in run.metrics()] == [1, 2]
     run.metrics_file.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
@@ -103,6 +123,21 @@ def test_checkpoints_latest_and_best(run):
     assert run.checkpoint() == two
     assert run.checkpoint("best") == one.resolve()
     assert (run.checkpoints_folder / "latest").resolve() == two.resolve()
+
+
+def test_a_checkpoint_has_the_checksums_of_its_files(run):
+    def write(folder):
+        write_model(folder)
+        (folder / "ema").mkdir()
+        write_model(folder / "ema")
+
+    folder = run.save_checkpoint(1, write)
+    for inside in (folder, folder / "ema"):
+        check_sums(inside)
+        assert sorted(os.listdir(inside))[0] == "SHA256SUMS"
+        (inside / "config.json").write_text("{ }")
+        with pytest.raises(Damaged, match=r"config\.json is not as it was saved"):
+            check_sums(inside)
 
 
 def test_metrics_are_on_the_disk_before_the_checkpoint(run, monkeypatch):
@@ -157,5 +192,9 @@ def test_find_checkpoint_knows_runs_checkpoints_and_links(run, tmp_path):
     assert find_checkpoint(latest) == one.resolve()
     with pytest.raises(FileNotFoundError, match="there is no run or checkpoint"):
         find_checkpoint(tmp_path / "nowhere")
+    for content in (b"", b"\xff\0", b"a book " * 10**4, b"../../run", b"step-000009"):
+        latest.write_bytes(content)
+        with pytest.raises(FileNotFoundError, match="latest holds no checkpoint"):
+            find_checkpoint(latest)
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         find_checkpoint(Path(tmp_path))

@@ -23,7 +23,7 @@ from tinygrad_llm.train.checkpoint import CheckpointError
 from tinygrad_llm.train.config import ConfigError, TrainConfig
 from tinygrad_llm.train.log import PlainLog
 from tinygrad_llm.train.run import Run
-from tinygrad_llm.train.trainer import Diverged, Interrupted, NotSaved, Trainer
+from tinygrad_llm.train.trainer import Diverged, Interrupted, NotSaved, OutOfMemory, Trainer
 
 TEXT = "".join(f"{i} and {i} make {2 * i}.\n" for i in range(400))
 
@@ -85,7 +85,7 @@ def whole(folder):
     assert last is not None
     found = {str(p.relative_to(last)): p.read_bytes() for p in last.rglob("*") if p.is_file()}
     state = json.loads(found.pop("trainer.json"))
-    del state["elapsed"]
+    del found["SHA256SUMS"], state["elapsed"]
     return found, state
 
 
@@ -343,12 +343,19 @@ def test_a_write_that_safetensors_cannot_finish(config, tmp_path, monkeypatch):
     go_on(tmp_path / "run")
 
 
-def test_a_picture_that_cannot_be_drawn_is_a_line(config, tmp_path, monkeypatch):
+def no_memory(*_, **__):
+    raise MemoryError("none is left")
+
+
+@pytest.mark.parametrize(
+    ("failing", "why"), [(no_room, "No space left on device"), (no_memory, "none is left")]
+)
+def test_a_picture_that_cannot_be_drawn_is_a_line(config, tmp_path, monkeypatch, failing, why):
     monkeypatch.undo()
-    monkeypatch.setattr(plot, "draw_loss", no_room)
+    monkeypatch.setattr(plot, "draw_loss", failing)
     out = io.StringIO()
     pretrain.start(config, tmp_path / "run", PlainLog(out)).trainer.fit()
-    assert out.getvalue().endswith("loss.png was not drawn: No space left on device\n")
+    assert out.getvalue().endswith(f"loss.png was not drawn: {why}\n")
 
 
 def test_a_loss_that_is_no_number_names_the_op(config, tmp_path, monkeypatch):
@@ -389,6 +396,7 @@ def test_a_state_with_a_part_missing_is_a_damaged_checkpoint(config, tmp_path, k
     state = json.loads(path.read_text())
     del state[key]
     path.write_text(json.dumps(state))
+    path.with_name("SHA256SUMS").unlink()  # else it is refused as another file
     with pytest.raises(CheckpointError, match=rf"trainer\.json is damaged .*{key}"):
         go_on(tmp_path / "run", steps=10)
 
@@ -413,3 +421,170 @@ def test_latest_names_a_checkpoint_again_after_the_newest_was_deleted(config, tm
     assert latest is not None
     assert wanted is not None
     assert latest == wanted.resolve()
+
+
+# --- rates, memory, texts on the way, speed -------------------------------------------------------
+
+
+def sampled(config, every, tokens=5):
+    return dataclasses.replace(
+        config, sample=dataclasses.replace(config.sample, every=every, every_max_new_tokens=tokens)
+    )
+
+
+def trained(folder):
+    """`whole` without the copy of the configuration: what training has made."""
+    found, state = whole(folder)
+    return {name: content for name, content in found.items() if name != "run.toml"}, state
+
+
+def said(ready):
+    """What the log of a run holds."""
+    return ready.trainer.log.out.getvalue()
+
+
+def texts(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_rates_by_group_also_across_a_stop(config, tmp_path, number):
+    factors = {"wte": 0.1, "h.0.attn": 2.0, "wpe": 0.0}
+    begun = begin(config, tmp_path / "plain")
+    start = [p.numpy().copy() for p in begun.model.parameters()]
+    begun.run.close()
+    config = changed(config, lr_groups=factors, weight_decay=0.1)
+    ready = train(config, tmp_path / "whole")
+    rates = {group["name"]: group["lr"] for group in ready.trainer.optimizer.param_groups}
+    base = rates["decay"]
+    assert rates["decay × 0.1"] == pytest.approx(0.1 * base)
+    assert rates["no_decay × 2"] == pytest.approx(2 * base)
+    record, names = ready.run.metrics()[1], dict(ready.model.named_parameters())
+    assert record["lr"] == pytest.approx(config.train.lr / (config.train.warmup + 1))  # the base
+    wpe = list(names).index("transformer.wpe.weight")
+    np.testing.assert_array_equal(names["transformer.wpe.weight"].numpy(), start[wpe])
+    wte = names["transformer.wte.weight"].numpy()
+    assert (wte != start[list(names).index("transformer.wte.weight")]).any()
+
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "cut", {5: lambda: signal.raise_signal(number)})
+    with pytest.raises(ConfigError, match=r"lr_groups = .*cannot become \{\}"):
+        go_on(tmp_path / "cut", lr_groups={})
+    go_on(tmp_path / "cut")
+    assert whole(tmp_path / "cut") == whole(tmp_path / "whole")
+
+
+def test_a_rate_for_nothing_is_refused_before_the_folder_is_made(config, tmp_path):
+    with pytest.raises(ValueError, match=r"'h\.1' matches no parameter; the nearest is 'h\.0'"):
+        begin(changed(config, lr_groups={"h.1": 0.5}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpointing_trains_the_same_weights_also_when_it_comes_on_the_way(config, tmp_path):
+    assert config.model.dropout > 0
+    train(config, tmp_path / "kept")
+    ready = train(changed(config, gradient_checkpointing=True), tmp_path / "again")
+    assert ready.model.is_gradient_checkpointing
+    assert trained(tmp_path / "again") == trained(tmp_path / "kept")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "cut", {5: lambda: signal.raise_signal(signal.SIGINT)})
+    assert go_on(tmp_path / "cut", gradient_checkpointing=True).model.is_gradient_checkpointing
+    assert trained(tmp_path / "cut") == trained(tmp_path / "kept")
+
+
+def test_texts_on_the_way_do_not_touch_the_training(config, tmp_path):
+    train(config, tmp_path / "without")
+    ready = train(sampled(config, 3), tmp_path / "with")
+    assert trained(tmp_path / "with") == trained(tmp_path / "without")
+    found = texts(tmp_path / "with")
+    assert [text["step"] for text in found] == [3, 6]
+    assert all(text["text"] for text in found)
+    assert f"step 6 writes: {found[1]['text']!r}" in said(ready)
+    assert not (tmp_path / "without" / "samples.jsonl").exists()
+
+
+def test_a_resumed_run_writes_the_texts_of_the_whole_one(config, tmp_path):
+    config = changed(sampled(config, 1), checkpoint_every=4)
+    train(config, tmp_path / "whole")
+
+    def fail():
+        raise KeyboardInterrupt  # between two checkpoints, nothing is saved
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", {7: fail})
+    assert [text["step"] for text in texts(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]
+    go_on(tmp_path / "cut")
+    assert texts(tmp_path / "cut") == texts(tmp_path / "whole")
+    assert [text["step"] for text in texts(tmp_path / "cut")] == list(range(1, 9))
+    assert whole(tmp_path / "cut") == whole(tmp_path / "whole")
+
+
+def test_a_run_that_begins_anew_forgets_its_texts(config, tmp_path):
+    ready = begin(sampled(config, 2), tmp_path / "run")
+    assert ready.trainer.samples is not None
+    ready.trainer.samples.take(2)
+    ready.run.close()
+    go_on(tmp_path / "run")
+    assert [text["step"] for text in texts(tmp_path / "run")] == [2, 4, 6, 8]
+
+
+def test_a_text_that_cannot_be_written_on_a_full_disk(config, tmp_path, monkeypatch):
+    ready = begin(sampled(config, 3), tmp_path / "run")
+    monkeypatch.setattr(ready.trainer.samples, "take", no_room)
+    with pytest.raises(NotSaved, match=r"No space left .* after step 3; .*step-000002"):
+        ready.trainer.fit()
+
+
+def test_weights_that_write_nothing_are_said_to(config, tmp_path, monkeypatch):
+    def spoilt():
+        raise FloatingPointError("the model's logits are not numbers")
+
+    ready = begin(sampled(config, 3), tmp_path / "run")
+    monkeypatch.setattr(ready.trainer.samples, "write", spoilt)
+    ready.trainer.fit()
+    assert "no sample after step 3: the model's logits" in said(ready)
+
+
+def test_utilisation_is_recorded_shown_and_can_be_left_out(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "measured_peak", lambda device: 1e9)
+    ready = train(config, tmp_path / "with")
+    flops = ready.model.flops_per_token(config.train.context)
+    for record in ready.run.metrics()[1:]:
+        assert record["mfu"] == pytest.approx(record["tokens_per_second"] * flops / 1e9)
+    assert "peak: 1 GFLOP/s (measured, float32)" in said(ready)
+    assert "· MFU " in said(ready)
+    ready = train(changed(config, mfu=False), tmp_path / "without")
+    assert not any("mfu" in record for record in ready.run.metrics())
+    assert "MFU" not in said(ready)
+    assert trained(tmp_path / "with") == trained(tmp_path / "without")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_too_little_memory_is_one_sentence_and_the_checkpoint_stays(
+    config, tmp_path, monkeypatch, checkpointing
+):
+    config = changed(config, gradient_checkpointing=checkpointing)
+    train(config, tmp_path / "whole")
+    ready = begin(config, tmp_path / "run")
+    loss = ready.trainer.task.loss
+
+    def large(model, batch):
+        value = loss(model, batch)
+        if ready.trainer.step == 5:
+            np.empty(2**60, np.uint8)  # raises MemoryError
+        return value
+
+    monkeypatch.setattr(ready.trainer.task, "loss", large)
+    with pytest.raises(OutOfMemory) as caught:
+        ready.trainer.fit()
+    sentence = str(caught.value)
+    for words in (
+        "not enough memory to go on after step 5 with batch_size 4 and context 16 (Unable to",
+        f"the last good checkpoint is {ready.run.step_folder(4)};",
+        "a smaller --batch-size (with --accumulate for the same update) or --context",
+    ):
+        assert words in sentence
+    assert ("--gradient-checkpointing" in sentence) == (not checkpointing)
+    assert "\n" not in sentence
+    go_on(tmp_path / "run", gradient_checkpointing=True)
+    assert trained(tmp_path / "run") == trained(tmp_path / "whole")

@@ -7,6 +7,7 @@ command that runs is imported, so each starts as fast as what it needs.
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,13 +15,17 @@ from importlib import import_module
 
 from tinygrad_llm import __version__
 from tinygrad_llm.cli.errors import UsageError
+from tinygrad_llm.train.log import printable
 
 COMMANDS = {
     "pretrain": "train a model on text, from nothing",
     "generate": "let a trained model write",
+    "evaluate": "say how well a trained model predicts a text",
+    "runs": "list the runs and how they stand; compare some of them",
     "tokenizer": "train a tokenizer, show how one cuts a text",
     "gradcheck": "check the gradient of every op against central differences",
     "doctor": "say what this machine has and what would be used",
+    "completion": "print what makes bash, zsh or fish complete commands and flags",
 }
 
 OVERVIEW = f"""\
@@ -29,7 +34,7 @@ usage: tinygrad-llm COMMAND [OPTIONS]
 A from-scratch neural-network engine for language models.
 
 commands:
-{chr(10).join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())}
+{chr(10).join(f"  {name:<11} {summary}" for name, summary in COMMANDS.items())}
 
 options:
   -h, --help     this text; `tinygrad-llm COMMAND --help` for a command's own
@@ -45,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Bad input is one sentence on standard error. What is no user's fault keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # LANG=C: '\\u2026' for what ASCII has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(OVERVIEW, end="")
@@ -55,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _command(name)(rest)
     except UsageError as error:
-        print(f"tinygrad-llm: {error}", file=sys.stderr)
+        print(f"tinygrad-llm: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
 from tinygrad_llm.cli.arguments import parse
 from tinygrad_llm.cli.errors import UsageError, user_input
-from tinygrad_llm.cli.output import show_text
+from tinygrad_llm.cli.output import Json, Quiet, show_json, show_text
 
 if TYPE_CHECKING:
     from tinygrad_llm.generate import Piece
@@ -23,6 +24,7 @@ examples:
   tinygrad-llm generate --model runs/book/checkpoints/step-000500 --temperature 0.7 --top-p 0.9
   tinygrad-llm generate --model runs/book --prompt "One" --num-return-sequences 3 --min-p 0.05
   tinygrad-llm generate --model runs/book --prompt "One" --num-beams 4 --stop-strings . "!"
+  tinygrad-llm generate --model runs/book --prompt "One" --json
 """
 
 
@@ -60,6 +62,8 @@ class Options:
     """Another number, another text."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: the GPU where CuPy sees one."""
+    quiet: Annotated[Quiet, arg(help="Only the texts, without a line between several.")] = False
+    json: Json = False
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -69,6 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     from tinygrad_llm.data.tokenizers import Tokenizer
     from tinygrad_llm.generate import GenerationConfig, write_many
     from tinygrad_llm.models.gpt import GPT
+    from tinygrad_llm.models.pretrained import check_vocabulary
     from tinygrad_llm.train.machine import choose_device
     from tinygrad_llm.train.run import find_checkpoint
 
@@ -91,19 +96,36 @@ def run(arguments: Sequence[str]) -> int:
         folder = find_checkpoint(options.model)
         device, _ = choose_device(options.device)
         model, tokenizer = GPT.from_pretrained(folder).to(device), Tokenizer.from_file(folder)
+        check_vocabulary(tokenizer.vocab_size, model.config.vocab_size)
         pieces = write_many(model, tokenizer, options.prompt, config, seed=options.seed)
     try:
-        show_text(_one_after_the_other(pieces, options.prompt, config.num_return_sequences))
+        if options.json:
+            _show_objects(pieces, options, folder)
+        else:
+            count, titled = config.num_return_sequences, not options.quiet
+            show_text(_one_after_the_other(pieces, options.prompt, count, titled))
     except FloatingPointError as error:
         raise UsageError(str(error)) from error
     return 0
 
 
-def _one_after_the_other(pieces: Iterator[Piece], prompt: str, count: int) -> Iterator[str]:
+def _show_objects(pieces: Iterator[Piece], options: Options, folder: Path) -> None:
+    """An object for each text, as soon as it is whole."""
+    texts = [options.prompt] * options.num_return_sequences
+    for number, text, last in pieces:
+        texts[number] += text
+        if last:
+            found = {"model": str(folder), "prompt": options.prompt, "text": texts[number]}
+            show_json(found | {"number": number + 1, "seed": options.seed})
+
+
+def _one_after_the_other(
+    pieces: Iterator[Piece], prompt: str, count: int, titled: bool = True
+) -> Iterator[str]:
     """What to print: the first text as it is written, each other when those before it are whole."""
     waiting: dict[int, list[Piece]] = {number: [] for number in range(count)}
     for number in range(count):
-        if count > 1:
+        if count > 1 and titled:
             yield f"--- {number + 1} of {count} ---\n"
         yield prompt
         last = False

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from tinygrad_llm.cli.arguments import parse, program
 from tinygrad_llm.cli.errors import UsageError, user_input
-from tinygrad_llm.cli.output import show_text
+from tinygrad_llm.cli.output import Json, Quiet, show_json, show_text
 from tinygrad_llm.data import END_OF_TEXT
 from tinygrad_llm.train import checkpoint
 from tinygrad_llm.train import config as configuration
 from tinygrad_llm.train.config import PRESETS, PretrainConfig
+from tinygrad_llm.train.log import Log, open_log
 from tinygrad_llm.train.run import Run
 
 if TYPE_CHECKING:
     from tinygrad_llm.train.pretrain import Pretraining
+    from tinygrad_llm.train.seeds import SeedRuns, Spread
 
 HELP = """\
 Train a GPT on text, from nothing to a model that writes.
@@ -33,10 +37,14 @@ the preset, over it the --config file, over it the flags.
 
 examples:
   tinygrad-llm pretrain gpt --preset demo
+  tinygrad-llm pretrain gpt --preset shakespeare-char --data input.txt
   tinygrad-llm pretrain gpt --data book.txt --tokenizer char --steps 2000 --run runs/book
-  tinygrad-llm pretrain gpt --resume runs/book
+  tinygrad-llm pretrain gpt --resume runs/book --steps 4000
   tinygrad-llm pretrain gpt --data book.txt --max-seconds 600 --patience 5 --keep-last 2
   tinygrad-llm pretrain gpt --preset tiny --overfit-one-batch --steps 200
+  tinygrad-llm pretrain gpt --preset tiny --seeds 3 --run runs/three
+  tinygrad-llm pretrain gpt --data book.txt --sample-every 200 --lr-groups wte=0.1 'h.[01]=0.5'
+  tinygrad-llm pretrain gpt --data book.txt --context 1024 --gradient-checkpointing
 """
 
 
@@ -52,41 +60,35 @@ class Options:
     """Go on with this run folder, bit for bit as if it had never stopped."""
     run: Annotated[str, arg(metavar="DIR", help_behavior_hint="")] = ""
     """The new run folder; otherwise runs/ and the time."""
+    seeds: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0
+    """N runs, one after the other, with the seeds from --seed on: DIR/seed-1, DIR/seed-2 …, and
+    the mean and spread of their losses. --resume DIR goes on with all."""
+    quiet: Quiet = False
+    json: Json = False
     settings: Annotated[PretrainConfig, arg(name="")] = field(default_factory=PretrainConfig)
+
+    def log(self) -> Log:
+        """Where the training tells how it goes."""
+        return open_log(quiet=self.quiet, json=self.json)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Train; 0 when done, 1 when the loss is no longer a number, 128 + n after signal n.
 
-    Raises UsageError for bad input, and where the run folder can no longer be written.
+    Raises UsageError for bad input, and where the run folder can no longer be written or there is
+    not enough memory.
     """
     with user_input():
         options = read_options(_after_architecture(arguments))
 
-    from tinygrad_llm.train import pretrain
-    from tinygrad_llm.train.log import open_log
-    from tinygrad_llm.train.trainer import Diverged, Interrupted, NotSaved
+    from tinygrad_llm.train.seeds import is_seeds
+    from tinygrad_llm.train.trainer import Interrupted
 
-    log = open_log()
-    with user_input():
-        if options.resume:
-            ready = pretrain.resume(Run.open(options.resume), options.settings, log)
-        else:
-            ready = pretrain.start(options.settings, options.run or None, log)
-    log.say(f"run folder: {ready.run.folder}")
+    several = options.seeds or (options.resume and is_seeds(options.resume))
     try:
-        ready.trainer.fit()
+        return _train_seeds(options) if several else _train_one(options)
     except Interrupted as stop:
-        print(f"\n{stop}. Go on with:\n  {_resume_command(ready)}")
         return 128 + stop.number
-    except Diverged as error:
-        print(f"tinygrad-llm: {error}", file=sys.stderr)
-        return 1
-    except NotSaved as error:
-        raise UsageError(str(error)) from error
-    _print_sample(ready)
-    _print_farewell(ready)
-    return 0
 
 
 def _after_architecture(arguments: Sequence[str]) -> Sequence[str]:
@@ -101,20 +103,101 @@ def _after_architecture(arguments: Sequence[str]) -> Sequence[str]:
 def read_options(arguments: Sequence[str]) -> Options:
     """preset < TOML file < flags; with --resume, the run's own configuration < flags."""
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    for flag in ("--preset", "--config", "--resume", "--run"):
+    for flag in ("--preset", "--config", "--resume", "--run", "--seeds"):
         first.add_argument(flag, default="", nargs="?", const="")
     seen, _ = first.parse_known_args(arguments)
     if seen.resume:
-        for flag in ("preset", "config", "run"):
+        for flag in ("preset", "config", "run", "seeds"):
             if getattr(seen, flag):
                 raise UsageError(f"--resume takes the run as it is: leave out --{flag}")
-        settings = configuration.load(Run.open(seen.resume).config_file)
+        settings = _settings_of(seen.resume)
     else:
         settings = configuration.preset(seen.preset or Options.preset)
         if seen.config:
             settings = configuration.load(seen.config, settings)
     default = Options(settings=settings)
-    return parse(Options, arguments, "pretrain gpt", HELP, default)
+    options = parse(Options, arguments, "pretrain gpt", HELP, default)
+    if not options.settings.data.source:
+        raise UsageError(
+            f"name a text with --data: the preset {options.preset} has none of its own, for it "
+            "wants more than comes with Python"
+        )
+    return options
+
+
+def _settings_of(folder: str) -> PretrainConfig:
+    from tinygrad_llm.train import seeds
+
+    if seeds.is_seeds(folder):
+        return seeds.load_config(folder)
+    return configuration.load(Run.open(folder).config_file)
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def _train_one(options: Options) -> int:
+    from tinygrad_llm.train import pretrain
+    from tinygrad_llm.train.trainer import Diverged
+
+    log = options.log()
+    with _beginning():
+        if options.resume:
+            ready = pretrain.resume(Run.open(options.resume), options.settings, log)
+        else:
+            ready = pretrain.start(options.settings, options.run or None, log)
+    log.say(f"run folder: {ready.run.folder}")
+    try:
+        _fit(ready, ready.run.folder, options)
+    except Diverged as error:
+        print(f"tinygrad-llm: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        show_json(_summary(ready) | {"sample": "".join(_sample(ready))})
+    elif options.quiet:
+        print(_in_one_line(ready))
+    else:
+        _print_sample(ready)
+        _print_farewell(ready)
+    return 0
+
+
+@contextmanager
+def _beginning() -> Iterator[None]:
+    """Within: what the user gave is read; a model that is too large for the memory is a mistake."""
+    try:
+        with user_input():
+            yield
+    except MemoryError as error:
+        why = f" ({error})" if str(error) else ""
+        raise UsageError(
+            f"there is not enough memory to begin{why}: lower --n-layer, --n-embd, --vocab-size or "
+            "--context"
+        ) from error
+
+
+def _fit(ready: Pretraining, folder: Path, options: Options) -> None:
+    """Train; where a signal ends it, print the command that goes on with `folder`."""
+    from tinygrad_llm.train.trainer import Interrupted, NotSaved, OutOfMemory
+
+    try:
+        ready.trainer.fit()
+    except Interrupted as stop:
+        _print_way_on(str(stop), folder, options)
+        raise
+    except (NotSaved, OutOfMemory) as error:
+        raise UsageError(str(error)) from error
+
+
+def _print_way_on(why: str, folder: Path, options: Options) -> None:
+    if options.json:
+        show_json({"stopped": why, "resume": _resume_command(folder)})
+    else:
+        print(f"\n{why}. Go on with:\n  {_resume_command(folder)}")
+
+
+def _sample(ready: Pretraining) -> Iterator[str]:
+    return (piece.replace(END_OF_TEXT, "\n\n") for piece in ready.sample())
 
 
 def _print_sample(ready: Pretraining) -> None:
@@ -123,7 +206,7 @@ def _print_sample(ready: Pretraining) -> None:
         return
     print(f"\nsample (temperature {sample.temperature}, seed {ready.config.train.seed}):\n")
     show_text([sample.prompt])
-    show_text(piece.replace(END_OF_TEXT, "\n\n") for piece in ready.sample())
+    show_text(_sample(ready))
     print()
 
 
@@ -134,17 +217,138 @@ def _print_farewell(ready: Pretraining) -> None:
     print(f"\nrun folder: {run.folder}")
     if run.picture_file.exists():
         print(f"loss curve: {run.picture_file}")
+    print(f"speed:      {_speed(_summary(ready))}")
     if end:
-        print(f"resume:     {_resume_command(ready)} {end.flag} {2 * end.limit}")
+        print(f"resume:     {_resume_command(run.folder)} {end.flag} {2 * end.limit}")
     print(f"sample:     {_sample_command(run.folder)}")
     if ready.trainer.average is not None:
         best = run.checkpoints_folder / "best" / checkpoint.AVERAGE
         print(f"averaged:   {_sample_command(best)}")
 
 
+def _summary(ready: Pretraining) -> dict[str, Any]:
+    """What came of a run; speeds are medians over its steps."""
+    records, end = ready.run.metrics(), ready.trainer.end
+    found: dict[str, Any] = {
+        "run": str(ready.run.folder),
+        "end": end.reason if end else None,
+        "step": ready.trainer.step,
+        "val_loss": records[-1]["val_loss"],
+        "best": ready.trainer.best,
+    }
+    for key in ("tokens_per_second", "mfu"):
+        values = [record[key] for record in records if key in record]
+        if values:
+            found[key] = statistics.median(values)
+    return found
+
+
+def _speed(summary: dict[str, Any]) -> str:
+    """12,345 tokens/s, 34% of the measured peak (medians)"""
+    share = f", {summary['mfu']:.0%} of the measured peak" if "mfu" in summary else ""
+    return f"{summary['tokens_per_second']:,.0f} tokens/s{share} (median over the steps)"
+
+
+def _in_one_line(ready: Pretraining) -> str:
+    summary = _summary(ready)
+    return f"{summary['run']}: val loss {summary['val_loss']:.4f} after {summary['step']} steps"
+
+
 def _sample_command(folder: Path) -> str:
     return f"{program()} generate --model {shlex.quote(str(folder))}"
 
 
-def _resume_command(ready: Pretraining) -> str:
-    return f"{program()} pretrain gpt --resume {shlex.quote(str(ready.run.folder))}"
+def _resume_command(folder: Path) -> str:
+    return f"{program()} pretrain gpt --resume {shlex.quote(str(folder))}"
+
+
+# --- several seeds --------------------------------------------------------------------------------
+
+
+def _train_seeds(options: Options) -> int:
+    from tinygrad_llm.train.seeds import SeedRuns
+
+    with user_input():
+        if options.resume:
+            runs = SeedRuns.resume(options.resume, options.settings)
+        else:
+            runs = SeedRuns.start(options.settings, options.seeds, options.run or None)
+    try:
+        for seed in runs.seeds:
+            _train_seed(runs, seed, options)
+    except KeyboardInterrupt:  # between two runs; within one it is Interrupted
+        if runs.file.exists():
+            _print_way_on("stopped by SIGINT", runs.folder, options)
+        raise
+    finally:
+        runs.close()
+    why_not = runs.draw()
+    if options.json:
+        show_json(_seeds_summary(runs))
+    else:
+        _print_seeds(runs, options)
+    if why_not and not options.json:
+        print(why_not, file=sys.stderr)
+    return 1 if any(runs.failures.values()) else 0
+
+
+def _train_seed(runs: SeedRuns, seed: int, options: Options) -> None:
+    from tinygrad_llm.train.trainer import Diverged
+
+    failure = ""
+    with _beginning():
+        ready = runs.prepare(seed, options.log())
+    if ready is not None:
+        try:
+            _fit(ready, runs.folder, options)
+        except Diverged as error:  # a result, too: the others are to be seen
+            failure = str(error)
+            print(f"tinygrad-llm: seed {seed}: {error}", file=sys.stderr)
+    with user_input():
+        runs.note(seed, failure)
+
+
+def _seeds_summary(runs: SeedRuns) -> dict[str, Any]:
+    spreads = {key: runs.spread(key) for key in ("val_loss", "best_val_loss")}
+    return {
+        "run": str(runs.folder),
+        "results": [asdict(result) for result in runs.results()],
+        **{key: found and asdict(found) for key, found in spreads.items()},
+    }
+
+
+def _print_seeds(runs: SeedRuns, options: Options) -> None:
+    results, last, best = runs.results(), runs.spread(), runs.spread("best_val_loss")
+    rows = [("seed", "steps", "val loss", "best")]
+    for r in results:
+        loss = "failed" if r.failure else _four(r.val_loss)
+        rows.append((str(r.seed), str(r.step), loss, _four(r.best_val_loss)))
+    rows.append(("mean", "", _four(last and last.mean), _four(best and best.mean)))
+    rows.append(("std", "", _four(last and last.std), _four(best and best.std)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print()
+    for row in rows:
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
+    if options.quiet:
+        return
+    print(f"\nval loss {_plus_minus(last)}")
+    print(f"\nrun folder: {runs.folder}")
+    if runs.picture_file.exists():
+        print(f"loss curve: {runs.picture_file}")
+    print(f"resume:     {_resume_command(runs.folder)} --steps {2 * runs.config.train.steps}")
+    whole = [r for r in results if r.best_val_loss is not None]
+    if whole:
+        chosen = min(whole, key=lambda r: r.best_val_loss or 0.0)
+        print(f"sample:     {_sample_command(runs.run(chosen.seed).folder)}")
+
+
+def _four(number: float | None) -> str:
+    return "-" if number is None else f"{number:.4f}"
+
+
+def _plus_minus(found: Spread | None) -> str:
+    """1.2345 ± 0.0123 (mean ± sample standard deviation, 3 seeds)"""
+    if found is None:
+        return "of no seed is known"
+    spread = "" if found.std is None else f" ± {found.std:.4f}"
+    return f"{found.mean:.4f}{spread} (mean ± sample standard deviation, {found.n} seeds)"

@@ -13,6 +13,7 @@ from tyro.conf import arg
 
 from tinygrad_llm.cli.arguments import parse, program
 from tinygrad_llm.cli.errors import UsageError, user_input
+from tinygrad_llm.cli.output import Json, Quiet, show_json
 
 if TYPE_CHECKING:
     from tinygrad_llm.data.corpora import Corpus
@@ -91,6 +92,8 @@ class TrainOptions:
     """How many tokens there may be (byte and char have as many as they need)."""
     cased: bool = False
     """wordpiece: keep capital letters and accents."""
+    quiet: Quiet = False
+    json: Json = False
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -103,21 +106,32 @@ def _train(arguments: Sequence[str]) -> int:
     with user_input():
         _refuse(options, out)
         corpus = corpora.load_text(options.data, once=True)
-        print(
-            f"text: {corpus.name}, {len(corpus.text):,} characters, documents: "
-            f"{len(corpus.documents):,}, sha256 {corpus.sha256[:12]}",
-            flush=True,
-        )
+        if not (options.quiet or options.json):
+            print(
+                f"text: {corpus.name}, {len(corpus.text):,} characters, documents: "
+                f"{len(corpus.documents):,}, sha256 {corpus.sha256[:12]}",
+                flush=True,
+            )
         tokenizer = _made(options, corpus)
         write_folder(out, tokenizer.save)
+    _tell(options, corpus, tokenizer, out)
+    return 0
+
+
+def _tell(options: TrainOptions, corpus: Corpus, tokenizer: Tokenizer, out: Path) -> None:
+    if options.json:
+        found = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "out": str(out)}
+        text = {"data": corpus.name, "characters": len(corpus.text), "sha256": corpus.sha256}
+        show_json(found | text | {"documents": len(corpus.documents)})
+        return
     asked = ""
     if options.kind not in ("byte", "char") and tokenizer.vocab_size < options.vocab_size:
         asked = f" ({options.vocab_size:,} asked for: the text gives no more)"
     print(f"tokenizer: {tokenizer.kind}, vocabulary {tokenizer.vocab_size:,}{asked}")
     print(f"saved: {out}")
-    model = shlex.quote(str(out))
-    print(f"show:  {program()} tokenizer show --model {model} --text 'Once upon a time'")
-    return 0
+    if not options.quiet:
+        model = shlex.quote(str(out))
+        print(f"show:  {program()} tokenizer show --model {model} --text 'Once upon a time'")
 
 
 def _refuse(options: TrainOptions, out: Path) -> None:
@@ -154,6 +168,7 @@ class ShowOptions:
     """A folder with a tokenizer.json or BERT's vocab.txt, a run folder, or a checkpoint."""
     text: str
     """What to cut into tokens."""
+    json: Json = False
 
 
 def _show(arguments: Sequence[str]) -> int:
@@ -161,6 +176,11 @@ def _show(arguments: Sequence[str]) -> int:
     with user_input():
         tokenizer = _found(options.model)
         ids = tokenizer.encode(options.text).tolist()
+    if options.json:
+        pieces = [_as_text(tokenizer.piece(token_id)) for token_id in ids]
+        found = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
+        show_json(found | {"text": options.text, "ids": ids, "pieces": pieces})
+        return 0
     print(f"tokenizer: {tokenizer.kind}, vocabulary {tokenizer.vocab_size:,}\n")
     print(f"{'id':>8}  piece")
     for token_id in ids:
@@ -171,6 +191,11 @@ def _show(arguments: Sequence[str]) -> int:
         f"\ntokens: {len(ids):,}, characters: {characters:,}, characters per token: {per_token:.2f}"
     )
     return 0
+
+
+def _as_text(piece: str | bytes) -> str:
+    """A part of a character, which JSON cannot hold, as '\\xe4\\xb8'."""
+    return piece if isinstance(piece, str) else piece.decode(errors="backslashreplace")
 
 
 def _found(model: str) -> Tokenizer:

@@ -1,6 +1,10 @@
 """From raw text to batches.
 
-`corpora` and `files` give text, `tokenizers` make ids of it, `loader` makes (x, y) of the ids.
+    files, corpora, download    where text is: files of one's own, built-in corpora, the network
+    texts                       the same in parts, however large; what a tokenizer learns from
+    tokenizers                  text ↔ ids
+    tokens, token_files         the ids of a text, in memory or mapped from the cache
+    loader                      ids → batches (x, y)
 
 The modules are imported by name (`from tinygrad_llm.data.tokenizers import Tokenizer`), so that
 nobody loads the `tokenizers` library who does not need it.

@@ -1,12 +1,14 @@
 """Text to train on: built-in corpora that every Python carries with it, and files of one's own.
 
-Nothing is downloaded. The standard library comes with its source, and the source with two
-megabytes of careful English; `pydoc_data/topics.py` holds the language reference itself.
+For the built-in ones nothing is downloaded. The standard library comes with its source, and the
+source with two megabytes of careful English; `pydoc_data/topics.py` holds the language reference
+itself. `shakespeare` and URLs are fetched once: see `download`.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import sys
@@ -18,8 +20,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import ClassVar
 
-from tinygrad_llm.data import END_OF_TEXT, files
+from tinygrad_llm.data import END_OF_TEXT, download, files
+from tinygrad_llm.data.files import Part
+from tinygrad_llm.data.report import SILENT, Report
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,20 @@ class Corpus:
     `tokenizer.encode(corpus.text)` knows where a document ends.
     """
 
+    in_memory: ClassVar[bool] = True
+
     name: str
     documents: list[str]
+
+    def parts(self) -> Iterator[Part]:
+        """The documents in parts, as `files.parts`."""
+        return files.parts_of(self.documents)
+
+    @cached_property
+    def characters(self) -> int:
+        """How many the text has."""
+        marks = len(END_OF_TEXT) * max(0, len(self.documents) - 1)
+        return sum(map(len, self.documents)) + marks
 
     @cached_property
     def text(self) -> str:
@@ -75,32 +92,72 @@ def load(name: str) -> Corpus:
     return Corpus(name, documents)
 
 
-def load_text(source: str | PathLike[str], *, once: bool = False) -> Corpus:
+def load_text(
+    source: str | PathLike[str], *, once: bool = False, report: Report = SILENT
+) -> Corpus:
     """The built-in corpus called `source`, or else the documents that `files.documents` finds.
 
     A text file, a folder, a pattern, a .jsonl file (`web.jsonl:body` for another field than
     `text`) or, with `once`, a pipe or `-` for standard input: `files` says how each is read.
-    `./python-docs` is always the file.
+    `shakespeare` and a URL are downloaded the first time: see `download`. `./python-docs` is always
+    the file. All of the text is then in memory; `texts.open_text` is for larger ones.
 
     Raises FileNotFoundError where there is nothing of that name, ValueError where it is not text,
     and for standard input without `once`: a run reads its text again when it is resumed.
     """
+    name, place = locate(source, report)
+    return load(name) if place is None else read(name, place, once=once)
+
+
+def locate(
+    source: str | PathLike[str], report: Report = SILENT
+) -> tuple[str, str | PathLike[str] | None]:
+    """(name, where `files` finds it); the second is None for a built-in corpus.
+
+    What is on the network is downloaded unless it is in the cache.
+    """
     if isinstance(source, str) and source in _BUILDERS:
-        return load(source)
+        return source, None
+    remote = download.find(source) if isinstance(source, str) else None
+    if remote is not None:
+        return str(source), download.fetch(remote, report)
+    return "standard input" if source == files.STANDARD_INPUT else str(source), source
+
+
+def lasting(source: str) -> str:
+    """`source` as it will mean the same in whatever folder a run is resumed."""
+    if source in _BUILDERS or download.find(source) is not None:
+        return source
+    return str(Path(source).expanduser().absolute())
+
+
+def read(name: str, place: str | PathLike[str], *, once: bool = False) -> Corpus:
+    """The documents of files, in memory; raises as `load_text`."""
+    with _saying_what_there_is(place):
+        return Corpus(name, list(files.documents(place, once=once)))
+
+
+def paths(place: str | PathLike[str]) -> list[Path]:
+    """The files of a source; raises as `load_text` where there are none."""
+    with _saying_what_there_is(place):
+        return files.paths(place)
+
+
+@contextlib.contextmanager
+def _saying_what_there_is(source: str | PathLike[str]) -> Iterator[None]:
     try:
-        documents = list(files.documents(source, once=once))
+        yield
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error}, and no built-in corpus of that name{_nearest(str(source))}; there are "
             f"{_listed()}"
         ) from error
-    name = "standard input" if source == files.STANDARD_INPUT else str(source)
-    return Corpus(name, documents)
 
 
 def _nearest(name: str) -> str:
     """', did you mean …?' when the name looks like a misspelt corpus."""
-    close = difflib.get_close_matches(name.lower(), _BUILDERS)
+    known = [*_BUILDERS, *([] if "." in name else download.PUBLIC)]  # x.txt is meant as a file
+    close = difflib.get_close_matches(name.lower(), known)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

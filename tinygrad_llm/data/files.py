@@ -10,23 +10,38 @@ web.jsonl:body          the same, with the text in the field `body`; also 'web/*
 
 from __future__ import annotations
 
+import codecs
 import glob
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from tinygrad_llm.data import END_OF_TEXT
 
 STANDARD_INPUT = "-"
 
+# A word of GPT-2's pattern ends, and of WordPiece's, wherever a blank or newline follows a
+# character that is neither: cut there, a text has the ids of the whole.
+SEAM = re.compile(r"(?<=\S)[ \n]")
+
 _TEXT_SUFFIXES = frozenset({".txt", ".md"})  # what is taken from a folder
 _JSONL = ".jsonl"
 _FIELD = "text"
+_CHUNK = 1 << 18  # bytes read at a time
+_PART = 1 << 18  # characters of a part, or a little more
+_LONGEST = 4 * _PART  # where a text has no seam, it is cut after so many
+
+
+class Part(NamedTuple):
+    """A piece of a document; `ends` says that it is the last one."""
+
+    text: str
+    ends: bool
 
 
 def documents(source: str | PathLike[str], *, once: bool = False) -> Iterator[str]:
@@ -41,19 +56,60 @@ def documents(source: str | PathLike[str], *, once: bool = False) -> Iterator[st
     Raises FileNotFoundError where there is nothing of that name, ValueError where it is not text,
     with the position or the line; another OSError is the system's own.
     """
+    pieces: list[str] = []
+    for part in parts(source, once=once):
+        pieces.append(part.text)
+        if part.ends:
+            yield "".join(pieces)
+            pieces.clear()
+
+
+def parts(source: str | PathLike[str], *, once: bool = False) -> Iterator[Part]:
+    """The same documents, each in one part or more: no text file is ever in memory as a whole.
+
+    A document of up to 262,144 characters is one part. A longer one is cut at the first seam after
+    so many: before a blank or newline that follows a character which is neither, where the ids
+    of the parts are those of the whole (see `Tokenizer`). Where there is none in the three times as
+    many that follow, it is cut at that place, and what stands there may be cut into other
+    tokens than elsewhere. Where the cuts fall depends on the document alone. A line of JSONL is
+    read as a whole.
+
+    Raises as `documents`.
+    """
     if os.fspath(source) == "":
         raise ValueError("expected a text file, a folder or a pattern, got an empty name")
-    if not once and _flows(source):
+    if not once and flows(source):
         raise ValueError(
             f"{_name(source)} can be read only once, and the text is needed again when a run is "
             "resumed: save it to a file and give that"
         )
     found = False
-    for document in _read(source):
-        found = found or bool(document.strip())
-        yield document
+    for part in _read(source):
+        found = found or not _is_blank(part.text)
+        yield part
     if not found:
         raise ValueError(f"{_name(source)} holds no text")
+
+
+def parts_of(documents: Iterable[str]) -> Iterator[Part]:
+    """Documents that are in memory, in parts."""
+    for document in documents:
+        *before, last = _cut(document, whole=True)
+        yield from (Part(text, False) for text in before)
+        yield Part(last, True)
+
+
+def paths(source: str | PathLike[str]) -> list[Path]:
+    """The files that the source means, in the order in which they are read.
+
+    Raises as `documents` where there are none; what is in them is not looked at.
+    """
+    return [] if flows(source) else _found(source)[0]
+
+
+def flows(source: str | PathLike[str]) -> bool:
+    """Whether it is standard input or a pipe, such as the shell's <(command)."""
+    return source == STANDARD_INPUT or Path(source).expanduser().is_fifo()
 
 
 def decode(data: bytes, name: str) -> str:
@@ -61,48 +117,59 @@ def decode(data: bytes, name: str) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        advice = ", but binary or UTF-16" if 0 in data else ": save it as UTF-8 first"
-        raise ValueError(
-            f"{name} is not UTF-8 text (byte 0x{data[error.start]:02x} at position {error.start})"
-            f"{advice}"
-        ) from error
+        raise _no_utf8(error, name) from error
     if "\0" in text:
-        raise ValueError(
-            f"{name} has a NUL byte at position {data.index(0)}, so it is binary or UTF-16, not "
-            "UTF-8 text"
-        )
+        raise _binary(name, data.index(0))
     return text.removeprefix("\ufeff")
 
 
-def _flows(source: str | PathLike[str]) -> bool:
-    """Whether it is standard input or a pipe, such as the shell's <(command)."""
-    return source == STANDARD_INPUT or Path(source).expanduser().is_fifo()
+def _no_utf8(error: UnicodeDecodeError, name: str, offset: int = 0) -> ValueError:
+    advice = ", but binary or UTF-16" if 0 in error.object else ": save it as UTF-8 first"
+    return ValueError(
+        f"{name} is not UTF-8 text (byte 0x{error.object[error.start]:02x} at position "
+        f"{offset + error.start}){advice}"
+    )
+
+
+def _binary(name: str, position: int) -> ValueError:
+    return ValueError(
+        f"{name} has a NUL byte at position {position}, so it is binary or UTF-16, not UTF-8 text"
+    )
 
 
 def _name(source: str | PathLike[str]) -> str:
     return "standard input" if source == STANDARD_INPUT else repr(os.fspath(source))
 
 
-def _read(source: str | PathLike[str]) -> Iterator[str]:
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
+
+
+def _read(source: str | PathLike[str]) -> Iterator[Part]:
     if source == STANDARD_INPUT:
-        data = b"" if sys.stdin is None else sys.stdin.buffer.read()  # None: closed by the shell
-        yield from decode(data, "standard input").split(END_OF_TEXT)
-        return
+        if sys.stdin is None:  # closed by the shell
+            return iter([Part("", True)])
+        return _of_text(sys.stdin.buffer, "standard input")
+    files, field, several = _found(source)
+    return _in_order(files, field) if several else _of_file(files[0], field)
+
+
+def _found(source: str | PathLike[str]) -> tuple[list[Path], str, bool]:
+    """The files, the field of JSONL, and whether the source may mean more than one file."""
     path = Path(source).expanduser()
     if path.is_dir():
-        yield from _in_order(_inside(path), _FIELD)
-    elif path.is_file() or path.is_fifo():
-        yield from _of_file(path, _FIELD)
-    elif path.exists():
+        return _inside(path), _FIELD, True
+    if path.is_file() or path.is_fifo():
+        return [path], _FIELD, False
+    if path.exists():
         raise ValueError(f"{_name(source)} is a device or a socket, not a text file")
-    else:  # no path as it stands: it may be a pattern, or end in a field
-        pattern, field = _split_field(str(path))
-        if glob.has_magic(pattern) and not Path(pattern).exists():
-            yield from _in_order(_matching(pattern), field)
-        elif pattern != str(path) and Path(pattern).is_file():
-            yield from _of_file(Path(pattern), field)
-        else:
-            raise FileNotFoundError(f"no file {pattern!r}")
+    # No path as it stands: it may be a pattern, or end in a field.
+    pattern, field = _split_field(str(path))
+    if glob.has_magic(pattern) and not Path(pattern).exists():
+        return _matching(pattern), field, True
+    if pattern != str(path) and Path(pattern).is_file():
+        return [Path(pattern)], field, False
+    raise FileNotFoundError(f"no file {pattern!r}")
 
 
 def _split_field(path: str) -> tuple[str, str]:
@@ -138,25 +205,89 @@ def _matching(pattern: str) -> list[Path]:
     return sorted(files, key=Path.as_posix)
 
 
-def _in_order(paths: list[Path], field: str) -> Iterator[str]:
+def _in_order(paths: list[Path], field: str) -> Iterator[Part]:
     for path in paths:
-        yield from (document for document in _of_file(path, field) if document.strip())
+        yield from _without_blank(_of_file(path, field))
 
 
-def _of_file(path: Path, field: str) -> Iterator[str]:
+def _without_blank(parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts of the documents that are more than blanks."""
+    held: list[Part] = []  # blanks at the start of a document: perhaps all that there is of it
+    speaks = False
+    for part in parts:
+        speaks = speaks or not _is_blank(part.text)
+        held.append(part)
+        if speaks:
+            yield from held
+        if speaks or part.ends:
+            held.clear()
+        speaks = speaks and not part.ends
+
+
+def _of_file(path: Path, field: str) -> Iterator[Part]:
     if path.suffix.lower() == _JSONL:
-        return _of_jsonl(path, field)
-    return iter(decode(path.read_bytes(), repr(str(path))).split(END_OF_TEXT))
+        yield from _of_jsonl(path, field)
+        return
+    with path.open("rb") as file:
+        yield from _of_text(file, repr(str(path)))
 
 
-def _of_jsonl(path: Path, field: str) -> Iterator[str]:
+def _of_text(file: BinaryIO, name: str) -> Iterator[Part]:
+    """A text file, a chunk at a time."""
+    rest = ""  # of the document that the chunk before ended in
+    for text in _decoded(file, name):
+        *ended, rest = (rest + text).split(END_OF_TEXT)
+        yield from parts_of(ended)
+        *cut, rest = _cut(rest, whole=False)
+        yield from (Part(piece, False) for piece in cut)
+    yield from parts_of([rest])
+
+
+def _cut(text: str, *, whole: bool) -> Iterator[str]:
+    """The parts of a document, or, unless it is there as a whole, of its beginning; then the rest.
+
+    A mark between documents may lie across the end of a chunk. It has no blank in it, so that a
+    seam is never inside one; a cut without a seam waits for what may be the rest of the mark.
+    """
+    start = 0
+    while len(text) - start > _PART:
+        seam = SEAM.search(text, start + _PART, start + _LONGEST)
+        if seam:
+            end = seam.start()
+        elif len(text) - start > _LONGEST + (0 if whole else len(END_OF_TEXT)):
+            end = start + _LONGEST
+        else:
+            break
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _decoded(file: BinaryIO, name: str) -> Iterator[str]:
+    """UTF-8 to str as `decode`, a chunk at a time."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position, data = 0, b"first"
+    while data:
+        data = file.read(_CHUNK)
+        begun = len(decoder.getstate()[0])  # bytes of a character that the chunk before ended in
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise _no_utf8(error, name, position - begun) from error
+        if "\0" in text:
+            raise _binary(name, position + data.index(0))
+        yield text.removeprefix("\ufeff") if position == 0 else text
+        position += len(data)
+
+
+def _of_jsonl(path: Path, field: str) -> Iterator[Part]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             where = f"line {number} of {str(path)!r}"
             record = decode(line, where).strip()
             if record:
                 text = _text_of(record, field, where)
-                yield from (part for part in text.split(END_OF_TEXT) if part.strip())
+                yield from _without_blank(parts_of(text.split(END_OF_TEXT)))
 
 
 def _text_of(record: str, field: str, where: str) -> str:

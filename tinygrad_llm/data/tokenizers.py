@@ -7,9 +7,11 @@ made, not in how they are used, and each saves as the Hugging Face `tokenizer.js
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -240,17 +242,39 @@ class Tokenizer:
         has `[UNK]` for such words, as BERT.
         """
         _check_text(text)
-        pieces = [text] if self.kind == "other" else list(_pieces(text))
-        parts = [np.empty(0, np.int64)]
-        for i in range(0, len(pieces), _BATCH):
-            encodings = self.tokenizer.encode_batch_fast(
-                pieces[i : i + _BATCH], add_special_tokens=False
-            )
+        return self.encode_each([text], allow_unknown=allow_unknown)[0]
+
+    def encode_each(
+        self,
+        texts: Sequence[str],
+        *,
+        positions: Sequence[int] | None = None,
+        allow_unknown: bool = False,
+    ) -> list[np.ndarray]:
+        """The token ids of each text, as `encode`: many short ones keep all cores busy, too.
+
+        positions: where each text stands in the whole that it was taken from, for the error that
+        names a character. The texts are taken for UTF-8: a lone surrogate is a bug of the caller.
+        """
+        pieces: list[str] = []
+        ends = []  # of each text's pieces
+        for text in texts:
+            pieces += [text] if self.kind == "other" else _pieces(text)
+            ends.append(len(pieces))
+        parts = []
+        for batch in _batches(pieces):
+            encodings = self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             parts += [np.array(encoding.ids, np.int64) for encoding in encodings]
-        ids = np.concatenate(parts)
-        if self.kind == "char" and not allow_unknown and self.token_to_id(UNKNOWN) in ids:
-            raise self._unknown_character(text)
-        return ids
+        found = [
+            np.concatenate(parts[start:end])
+            for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        ]
+        if self.kind == "char" and not allow_unknown:
+            unknown = self.token_to_id(UNKNOWN)
+            for i, (text, ids) in enumerate(zip(texts, found, strict=True)):
+                if unknown in ids:
+                    raise self._unknown_character(text, positions[i] if positions else 0)
+        return found
 
     def decode(self, ids: Any, *, skip_special_tokens: bool = False) -> str:
         """The text of the token ids (a list or a one-dimensional integer array).
@@ -272,6 +296,11 @@ class Tokenizer:
                 f"of {self.vocab_size}"
             )
         return self.tokenizer.decode(array.tolist(), skip_special_tokens=skip_special_tokens)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of what `save` writes to tokenizer.json: the same one gives the same ids."""
+        return hashlib.sha256(self.tokenizer.to_str(pretty=True).encode()).hexdigest()
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the file spells it (BPE: 'Ġthe' for ' the'), or None."""
@@ -303,14 +332,15 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"
 
-    def _unknown_character(self, text: str) -> ValueError:
+    def _unknown_character(self, text: str, start: int) -> ValueError:
         alphabet = self.tokenizer.get_vocab(with_added_tokens=False).keys() - {UNKNOWN}
         marks_hidden = text.replace(END_OF_TEXT, min(alphabet) * len(END_OF_TEXT))
         position, character = next(
             (i, character) for i, character in enumerate(marks_hidden) if character not in alphabet
         )
         return ValueError(
-            f"the character {character!r} (U+{ord(character):04X}) at position {position} is not "
+            f"the character {character!r} (U+{ord(character):04X}) at position "
+            f"{start + position} is not "
             f"among the {len(alphabet)} that this character tokenizer was made from; leave it out, "
             "or use a byte or BPE tokenizer, which know every character"
         )
@@ -446,19 +476,28 @@ def _is_cased(vocab_file: Path) -> bool:
 # --- long texts -----------------------------------------------------------------------------------
 
 _PIECE = 1 << 14  # characters
-_BATCH = 32  # pieces encoded at a time: an Encoding is a hundred times larger than its ids
-# GPT-2's pattern ends a word wherever a blank or newline follows a character that is neither; for
-# WordPiece every blank ends one.
-_SEAM = re.compile(r"(?<=\S)[ \n]")
+_BATCH = 32  # long pieces encoded at a time: an Encoding is a hundred times larger than its ids
 
 
 def _pieces(text: str) -> Iterator[str]:
     """Pieces of 16K characters or a little more, cut where their ids are those of the whole."""
     start = 0
-    while len(text) - start > _PIECE and (seam := _SEAM.search(text, start + _PIECE)):
+    while len(text) - start > _PIECE and (seam := files.SEAM.search(text, start + _PIECE)):
         yield text[start : seam.start()]
         start = seam.start()
     yield text[start:]
+
+
+def _batches(pieces: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many pieces as make 32 long ones."""
+    start = characters = 0
+    for i, piece in enumerate(pieces):
+        characters += len(piece)
+        if characters >= _BATCH * _PIECE:
+            yield pieces[start : i + 1]
+            start, characters = i + 1, 0
+    if start < len(pieces):
+        yield pieces[start:]
 
 
 def _kind(tokenizer: tokenizers.Tokenizer) -> Kind:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from tinygrad_llm import backend, ops
 from tinygrad_llm.backend import namespace
+from tinygrad_llm.checkpointing import checkpoint
 from tinygrad_llm.models import pretrained
 from tinygrad_llm.nn import (
     ACTIVATIONS,
@@ -64,25 +66,41 @@ class GPTConfig:
     eos_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+        for name in _SIZES:
             value = getattr(self, name)
             if name == "n_inner" and value is None:
                 continue
             if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+                raise ValueError(f"{name} must be an integer of at least 1, got {_short(value)}")
+        if self.num_parameters() > _MOST_PARAMETERS:
+            sizes = ", ".join(f"{name} {_short(getattr(self, name))}" for name in _SIZES)
+            raise ValueError(f"{sizes} would make over 10¹² parameters, more than any machine has")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd must be a multiple of n_head, got {self.n_embd} and {self.n_head}"
             )
-        if self.activation_function not in ACTIVATIONS:
+        if self.activation_function not in list(ACTIVATIONS):  # a list: it may not be hashable
             raise ValueError(
                 f"activation_function must be one of {', '.join(ACTIVATIONS)}, "
-                f"got {self.activation_function!r}"
+                f"got {_short(self.activation_function)}"
             )
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             _check_number(name, getattr(self, name), 0.0, 1.0)
         for name in ("layer_norm_epsilon", "initializer_range"):
             _check_number(name, getattr(self, name), 0.0, math.inf)
+        for name in ("bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 0):
+                raise ValueError(f"{name} must be an integer from 0, or none, got {_short(value)}")
+
+    def num_parameters(self) -> int:
+        """(V + P + 2) C + L (4 C² + 9 C + (2 C + 1) I): how many numbers the GPT learns
+
+        with P = n_positions, L = n_layer, I = n_inner or 4 C.
+        """
+        c, inner = self.n_embd, self.n_inner or 4 * self.n_embd
+        block = 4 * c * c + 9 * c + (2 * c + 1) * inner
+        return (self.vocab_size + self.n_positions + 2) * c + self.n_layer * block
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> GPTConfig:
@@ -93,10 +111,10 @@ class GPTConfig:
         """
         model_type = config.get("model_type", "gpt2")
         if model_type != "gpt2":
-            raise ValueError(f"model_type must be 'gpt2' for a GPT, got {model_type!r}")
+            raise ValueError(f"model_type must be 'gpt2' for a GPT, got {_short(model_type)}")
         for key, ours in _FIXED.items():
             if config.get(key, ours) != ours:
-                raise ValueError(f"{key} must be {ours} for this GPT, got {config[key]!r}")
+                raise ValueError(f"{key} must be {ours} for this GPT, got {_short(config[key])}")
         names = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in config.items() if key in names})
 
@@ -119,9 +137,25 @@ _FIXED = {
 }
 
 
+_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+
+# What no machine holds: a config.json with a digit too many should not be tried out.
+_MOST_PARAMETERS = 10**12
+
+
 def _check_number(name: str, value: Any, low: float, below: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < below:
-        raise ValueError(f"{name} must be a number from {low:g} to below {below:g}, got {value!r}")
+    # An integer may be too large for any float: 1e300 is beyond every sensible number, too.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value < min(below, 1e300):
+        raise ValueError(
+            f"{name} must be a number from {low:g} to below {below:g}, got {_short(value)}"
+        )
+
+
+def _short(value: Any) -> str:
+    """The value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:50]}… ({len(text)} characters)"
 
 
 class KVCache:
@@ -248,6 +282,7 @@ class Transformer(Module):
         self.drop = Dropout(config.embd_pdrop)
         self.h = ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
 
     def forward(self, input_ids: Any, cache: KVCache | None = None) -> Tensor:
         ids = ops.as_tensor(input_ids)
@@ -262,7 +297,12 @@ class Transformer(Module):
             )
         x = self.drop(self.wte(ids) + self.wpe.weight[start:end])  # (B, T, C) + (T, C)
         for i, block in enumerate(self.h):
-            x = block(x, None if cache is None else cache.layers[i])
+            if cache is not None:
+                x = block(x, cache.layers[i])
+            elif self.gradient_checkpointing:
+                x = checkpoint(block, x)
+            else:
+                x = block(x)
         return self.ln_f(x)
 
 
@@ -325,37 +365,83 @@ class GPT(Module):
             rows, labels = rows[counted], labels[counted]
         return ops.cross_entropy(self.lm_head(rows), labels)  # (n, V) against (n,)
 
+    # --- what a step costs ------------------------------------------------------------------------
+
+    def gradient_checkpointing_enable(self) -> None:
+        """From now on each block keeps only its input for the backward pass, and runs again there.
+
+        The same loss and gradients to the last bit, dropout included; the memory of one block and
+        of n_layer inputs instead of that of n_layer blocks, for about a third more time. See
+        `tinygrad_llm.checkpoint`.
+        """
+        self.transformer.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """From now on keep what backward needs: faster, in more memory."""
+        self.transformer.gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether the blocks are computed again in the backward pass."""
+        return self.transformer.gradient_checkpointing
+
+    def flops_per_token(self, context: int) -> int:
+        """6 N + 12 L T C: floating-point operations of a training step, for each of its tokens
+
+        N counts the weights that a token is multiplied with: every Linear, and wte once, as the
+        output layer. Looking up an embedding multiplies nothing; biases and norms are left out.
+        Each of the N does a multiplication and an addition in the forward pass, and twice that in
+        the backward. The second term is attention, q kᵀ and the weighted sum of v: 2 · 2 T C a
+        layer, three times, as if no position were masked. What is computed again does not count,
+        so this is a figure of the model, not of how it is run (Chowdhery et al., "PaLM", 2022,
+        appendix B).
+
+        Args:
+            context: T, tokens in a text of the batch.
+        """
+        matrices = sum(p.size for p in self.parameters() if p.ndim == 2)
+        n = matrices - self.transformer.wpe.weight.size
+        return 6 * n + 12 * self.config.n_layer * context * self.config.n_embd
+
     # --- folders ----------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors, as `transformers` reads and writes GPT-2."""
+    def save_pretrained(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
+        """Write config.json and model.safetensors, as `transformers` reads and writes GPT-2.
+
+        Weights beyond `max_shard_size` (bytes, or such as "500MB") go into several files and an
+        index of them. Raises OSError where they cannot be written; what was there is then whole.
+        """
         arrays = {name: tensor.data for name, tensor in self.state_dict().items()}
         del arrays["lm_head.weight"]  # is transformer.wte.weight
         config = self.config.to_dict() | {"torch_dtype": str(arrays[_WTE].dtype)}
         arrays = {n: a.T if n.endswith(_TRANSPOSED) else a for n, a in arrays.items()}
-        pretrained.save_folder(folder, config, arrays)
+        pretrained.save_folder(folder, config, arrays, max_shard_size)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: Any = None) -> Self:
         """The GPT in `folder`, which this or `transformers` saved, after `eval()`.
 
-        Its weights are in `dtype`, or in the dtype that they have in the file.
+        Its weights are in `dtype`, or in the dtype that they have in the file (the widest one where
+        they have several). Where SHA256SUMS lies beside them, as in our checkpoints, the files are
+        compared with it first.
 
         Raises:
-            FileNotFoundError: config.json or model.safetensors is missing.
-            ValueError: one is damaged, is of another kind of model, or the two disagree. Nothing
+            FileNotFoundError: config.json or model.safetensors, or a shard of it, is missing.
+            ValueError: a file is damaged, is of another kind of model, or they disagree. Nothing
                 large is allocated before that is known.
         """
+        pretrained.check_folder(folder)
         config = pretrained.read_config(folder, GPTConfig.from_dict)
         weights = pretrained.Weights(folder)
-        names = _names(weights)
-        shapes = {ours: weights.shapes[theirs] for ours, theirs in names.items()}
         try:
-            _check_sizes(config, shapes)
-            arrays = {ours: weights[theirs] for ours, theirs in names.items()}
+            names = _names(weights)
+            _check_sizes(config, {ours: weights.shapes[theirs] for ours, theirs in names.items()})
+            _check_head(weights, names)
+            dtype = _common_dtype(weights, names) if dtype is None else backend.as_dtype(dtype)
+            arrays = {n: _as_ours(n, weights[theirs], dtype) for n, theirs in names.items()}
             with init.placeholders():
                 model = cls(config)
-            model.load_state_dict(_as_ours(arrays, dtype), assign=True)
+            model.load_state_dict(arrays, assign=True)
         except ValueError as error:
             raise weights.damaged(error) from error
         return model.eval()
@@ -382,6 +468,8 @@ def _names(weights: pretrained.Weights) -> dict[str, str]:
     for name in weights.shapes:
         if not name.endswith((".attn.bias", ".attn.masked_bias")):
             ours = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+            if ours in names:
+                raise ValueError(f"it holds {ours} twice, with transformer. in front and without")
             names[ours] = name
     return names
 
@@ -408,15 +496,23 @@ def _check_sizes(config: GPTConfig, shapes: Mapping[str, tuple[int, ...]]) -> No
         )
 
 
-def _as_ours(arrays: dict[str, np.ndarray], dtype: Any) -> dict[str, np.ndarray]:
-    """The arrays of a file as this network keeps them: (out, in), one dtype, lm_head tied."""
-    head = arrays.pop("lm_head.weight", None)
-    if head is not None and not np.array_equal(head, arrays[_WTE]):
+def _check_head(weights: pretrained.Weights, names: dict[str, str]) -> None:
+    """Take lm_head out of the names; ValueError where it is another matrix than wte."""
+    head = names.pop("lm_head.weight", None)
+    if head is not None and not np.array_equal(weights[head], weights[names[_WTE]]):
         raise ValueError("its lm_head is not tied to wte, and this GPT has no other")
-    dtype = backend.as_dtype(arrays[_WTE].dtype if dtype is None else dtype)
-    if not backend.is_float(dtype):
-        raise ValueError(f"weights need a float dtype, got {dtype}")
-    return {
-        name: np.array(a.T if name.endswith(_TRANSPOSED) else a, dtype=dtype, order="C", copy=None)
-        for name, a in arrays.items()
-    }
+
+
+def _common_dtype(weights: pretrained.Weights, names: Mapping[str, str]) -> np.dtype:
+    """The dtype that holds every weight to the last bit."""
+    dtypes = {weights.dtypes[theirs] for theirs in names.values()}
+    for dtype in dtypes:
+        if not backend.is_float(dtype):
+            raise ValueError(f"weights need a float dtype, got {dtype}")
+    return reduce(backend.promote, dtypes)
+
+
+def _as_ours(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """An array of a file as this network keeps it: (out, in), in the one dtype."""
+    array = array.T if name.endswith(_TRANSPOSED) else array
+    return np.array(array, dtype=dtype, order="C", copy=None)

@@ -6,7 +6,7 @@ The formula of each optimiser opens its docstring; `_update` below it is the sam
 from tinygrad_llm.optim import schedules
 from tinygrad_llm.optim.adam import Adam, AdamW
 from tinygrad_llm.optim.clip import clip_grad_norm_, clip_grad_value_
-from tinygrad_llm.optim.groups import decay_groups
+from tinygrad_llm.optim.groups import decay_groups, lr_groups
 from tinygrad_llm.optim.optimizer import Optimizer
 from tinygrad_llm.optim.schedules import (
     WSD,
@@ -36,5 +36,6 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "decay_groups",
+    "lr_groups",
     "schedules",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,12 +50,12 @@ def clip_grad_norm_(
     if norm_type not in (2, math.inf):
         raise ValueError(f"norm_type must be 2 or inf, got {norm_type}")
     reached = _with_gradient(parameters)
-    norms = _norms([p.grad.data for p in reached], norm_type)
-    total = math.hypot(*norms) if norm_type == 2 else max(norms, default=0.0, key=_nan_is_largest)
+    found = norms([p.grad.data for p in reached], norm_type)
+    total = math.hypot(*found) if norm_type == 2 else max(found, default=0.0, key=_nan_is_largest)
     if not math.isfinite(total):
         if error_if_nonfinite:
             raise RuntimeError(
-                f"the norm of the gradients is {total}: {_bad_gradients(reached, norms)}; lower "
+                f"the norm of the gradients is {total}: {_bad_gradients(reached, found)}; lower "
                 "the learning rate, or find the op with detect_anomaly()"
             )
         return total
@@ -87,8 +87,11 @@ def _with_gradient(parameters: Tensor | Iterable[Tensor]) -> list[Any]:
     return [p for p in given if p.grad is not None]
 
 
-def _norms(gradients: list[Array], norm_type: float) -> list[float]:
-    """‖g‖ of each array; those on a GPU are all launched before the first is waited for."""
+def norms(gradients: Sequence[Array], norm_type: float = 2.0) -> list[float]:
+    """‖g‖ of each array, as `clip_grad_norm_` finds it.
+
+    Those on a GPU are all launched before the first is waited for.
+    """
     if norm_type == math.inf:
         return [float(x) for x in [_largest(g) for g in gradients]]
     squares = [_square(g) for g in gradients]

@@ -1,8 +1,11 @@
-"""Parameter groups: the forms in which parameters are given, and which of them decay."""
+"""Parameter groups: how parameters are given, which of them decay, which learn at another rate."""
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,6 +79,76 @@ def decay_groups(
         {"params": spared, "weight_decay": 0.0, "name": "no_decay"},
     ]
     return [group for group in groups if group["params"]]
+
+
+def lr_groups(
+    groups: Iterable[dict[str, Any]], lr: float, factors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """lr(p) = lr · Π f  over the patterns that match the name of p
+
+    ```python
+    groups = decay_groups(model, weight_decay=0.1)
+    AdamW(lr_groups(groups, 3e-4, {"wte": 0.1, "h.0": 0.5}), lr=3e-4)
+    ```
+
+    A pattern is whole parts of a name, with the shell's `*`, `?` and `[…]`: of
+    `transformer.h.0.mlp.c_fc.bias` match `h.0`, `mlp`, `bias`, `h.*.bias` and `h.[0-3]`, but not
+    `c_f`. A parameter that several match gets the product of their factors, so their order does
+    not matter; 0 leaves it as it is. A scheduler multiplies each group's rate, so the ratios stay.
+
+    Args:
+        groups: dicts with "params" as (name, parameter) pairs, such as `decay_groups` returns.
+        lr: the rate of parameters that nothing matches.
+        factors: pattern -> what lr is multiplied with.
+
+    Returns:
+        The groups, each cut in as many as it has rates; those with a factor have their own "lr".
+
+    Raises:
+        ValueError: a pattern matches no parameter (the nearest name is given), or a factor is
+            negative or not finite.
+    """
+    groups = list(groups)
+    names = [name for group in groups for name, _ in group["params"]]
+    for pattern, factor in factors.items():
+        non_negative(f"lr_groups: the factor of '{pattern}'", factor)
+        if not any(matches(pattern, name) for name in names):
+            raise ValueError(
+                f"lr_groups: '{pattern}' matches no parameter{_nearest(pattern, names)}"
+            )
+    return [part for group in groups for part in _by_rate(group, lr, factors)]
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether the pattern is whole parts of the dotted name: ("h.*.bias", "h.0.ln.bias") -> True"""
+    return fnmatchcase(f".{name}.", f"*.{pattern}.*")
+
+
+def _by_rate(
+    group: dict[str, Any], lr: float, factors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    parts: dict[float, list[tuple[str, Tensor]]] = {}
+    for name, p in group["params"]:
+        found = (float(f) for pattern, f in factors.items() if matches(pattern, name))
+        parts.setdefault(math.prod(found, start=1.0), []).append((name, p))
+    label = group.get("name", "lr")
+    return [
+        {**group, "params": pairs}
+        if factor == 1
+        else {**group, "params": pairs, "lr": lr * factor, "name": f"{label} × {factor:g}"}
+        for factor, pairs in parts.items()
+    ]
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str:
+    """; the nearest is 'wte': the run of parts of a name that is most like the pattern."""
+    runs = {
+        ".".join(parts[i:j])
+        for parts in (name.split(".") for name in names)
+        for i in range(len(parts))
+        for j in range(i + 1, len(parts) + 1)
+    }
+    return f"; the nearest is '{difflib.get_close_matches(pattern, sorted(runs), 1, 0.0)[0]}'"
 
 
 # --- reading what the caller gave -----------------------------------------------------------------

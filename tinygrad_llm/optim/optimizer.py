@@ -18,9 +18,9 @@ from tinygrad_llm.backend import Array, device_of, float32, is_array, namespace,
 from tinygrad_llm.optim.groups import Params, as_groups, describe, names_and_parameters
 from tinygrad_llm.tensor import Tensor
 
-# Elements at a time: the five or six pieces of 64 KiB that an update reads and writes a dozen
+# Elements at a time: the five or six pieces of 256 KiB that an update reads and writes a dozen
 # times stay in a core's second-level cache.
-BLOCK = 16384
+BLOCK = 65536
 
 # What a group may hold beside the optimiser's own options.
 _LABELS = frozenset({"params", "param_names", "name", "initial_lr"})

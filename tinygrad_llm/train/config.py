@@ -25,6 +25,30 @@ class ConfigError(ValueError):
     """A configuration that cannot be used, in one sentence for people."""
 
 
+def _read_factors(words: list[str]) -> dict[str, float]:
+    """['wte=0.1', 'h.0=0.5'] -> {'wte': 0.1, 'h.0': 0.5}"""
+    found: dict[str, float] = {}
+    for word in words:
+        pattern, _, factor = word.rpartition("=")
+        if pattern in found:
+            raise ValueError(f"{pattern!r} has two factors, expected one")
+        try:
+            found[pattern] = float(factor)
+        except ValueError:
+            raise ValueError(f"expected PATTERN=FACTOR, such as wte=0.1, got {word!r}") from None
+    return found
+
+
+_FACTORS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="PATTERN=FACTOR",
+    instance_from_str=_read_factors,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda factors: [f"{key}={value:g}" for key, value in factors.items()],
+)
+_NO_HINT = tyro.conf.arg(help_behavior_hint="")
+
+
 # --- the sections ---------------------------------------------------------------------------------
 
 
@@ -32,19 +56,43 @@ class ConfigError(ValueError):
 class DataConfig:
     """The text and how it is cut into tokens."""
 
-    source: Annotated[str, tyro.conf.arg(name="data", metavar="NAME|PATH")] = "python-docs"
-    """What to learn from: a built-in corpus (python-docs, python-code), or a text file, folder,
-    quoted pattern or .jsonl[:FIELD]."""
-    tokenizer: Literal["char", "byte", "bpe"] = "bpe"
-    """char: a token per character; byte: per UTF-8 byte; bpe: pieces learnt from the text."""
+    source: Annotated[str, tyro.conf.arg(name="data", metavar="NAME|PATH|URL")] = "python-docs"
+    """What to learn from: a built-in corpus (python-docs, python-code), a text file, folder, quoted
+    pattern or .jsonl[:FIELD], or from the network: shakespeare, https://…[#sha256=…]."""
+    tokenizer: Annotated[str, tyro.conf.arg(metavar="KIND|PATH")] = "bpe"
+    """char: a token per character; byte: per UTF-8 byte; bpe, wordpiece, unigram: pieces learnt
+    from the text; or the path of a tokenizer.json, a model or a run."""
     vocab_size: int = 1024
-    """How many tokens bpe may have (char and byte have as many as they need)."""
+    """How many tokens bpe, wordpiece and unigram may have (the others have what they need)."""
     val_fraction: float = 0.1
-    """The share at the end of the text that is never trained on, to validate with."""
+    """The share of the text that is never trained on, to validate with."""
+    val_by: Literal["tail", "document"] = "tail"
+    """Which share: the end of the text, or whole documents, chosen by their content."""
+    val_source: Annotated[
+        str, tyro.conf.arg(name="val-data", metavar="NAME|PATH|URL", help_behavior_hint="")
+    ] = ""
+    """Validate with this text instead, and train on all of the other."""
+    documents: Literal["packed", "separate"] = "packed"
+    """packed: a piece may reach from one document into the next; separate: it ends with its own."""
+    order: Literal["random", "sequential", "shuffled"] = "random"
+    """Pieces of the text at random, side by side, or side by side in another order each epoch."""
 
     def __post_init__(self) -> None:
         _require(self.vocab_size >= 257, "data.vocab_size", "at least 257", self.vocab_size)
         _require(0 < self.val_fraction < 1, "data.val_fraction", "in (0, 1)", self.val_fraction)
+        if self.tokenizer not in TOKENIZERS and not _is_path(self.tokenizer):
+            raise ConfigError(
+                f"data.tokenizer must be one of {', '.join(TOKENIZERS)}, or a path, got "
+                f"{self.tokenizer!r}{nearest(self.tokenizer, TOKENIZERS)}"
+            )
+
+
+TOKENIZERS = ("char", "byte", "bpe", "wordpiece", "unigram")
+
+
+def _is_path(word: str) -> bool:
+    named = "/" in word or "\\" in word or Path(word).suffix != ""
+    return named or (word != "" and Path(word).exists())
 
 
 @dataclass(frozen=True)
@@ -87,6 +135,9 @@ class TrainConfig:
     """Learning rate at its peak."""
     min_lr: float = 1e-4
     """Learning rate at the end."""
+    lr_groups: Annotated[dict[str, float], _FACTORS, _NO_HINT] = field(default_factory=dict)
+    """Other rates for some parameters: PATTERN=FACTOR multiplies lr where the pattern is whole
+    parts of the name, such as wte=0.1 'h.[0-3]=0.5' bias=2; in TOML {"wte" = 0.1}."""
     warmup: int = 100
     """Steps in which the learning rate climbs to its peak."""
     weight_decay: float = 0.1
@@ -106,6 +157,12 @@ class TrainConfig:
     better; 0: never."""
     overfit_one_batch: bool = False
     """Train and validate on the first batch alone: a sound model's loss goes to nearly 0."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks again in the backward pass instead of keeping them: the same weights, in
+    less memory and more time."""
+    mfu: bool = True
+    """Measure the machine's peak (0.2 s at the start) and record what share of it training gets:
+    model-FLOPs utilisation."""
     eval_every: int = 100
     """Steps from one validation to the next."""
     eval_batches: int = 0
@@ -116,6 +173,8 @@ class TrainConfig:
     """Checkpoints to keep: so many of the newest, and always the best; 0: all."""
     seed: int = 1
     """Of the weights, the batches, dropout and the sample: the same seed, the same run."""
+    processes: int = 0
+    """Processes that share each step on the CPU; 0: one per core, where the model is small."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: the GPU where CuPy sees one."""
 
@@ -128,19 +187,22 @@ class TrainConfig:
         _require(0 <= self.ema < 1, "train.ema", "in [0, 1)", self.ema)
         _require(self.min_lr <= self.lr, "train.min_lr", f"at most lr = {self.lr}", self.min_lr)
         _require(all(0 <= b < 1 for b in self.betas), "train.betas", "in [0, 1)", self.betas)
+        for pattern, factor in self.lr_groups.items():
+            _require(bool(pattern), "a pattern of train.lr_groups", "some text", repr(pattern))
+            _require(0 <= factor < math.inf, f"train.lr_groups {pattern}", "0 or more", factor)
         _require(0 <= self.seed < 2**63, "train.seed", "from 0 to 2⁶³ − 1", self.seed)
 
 
 _AT_LEAST_1 = ("steps", "batch_size", "accumulate", "context", "eval_every", "checkpoint_every")
 _0_OR_MORE = (
     *("lr", "min_lr", "warmup", "weight_decay", "grad_clip", "eval_batches"),
-    *("max_seconds", "max_tokens", "patience", "keep_last"),
+    *("max_seconds", "max_tokens", "patience", "keep_last", "processes"),
 )
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """The text that the model writes when training ends."""
+    """The text that the model writes when training ends, and on the way."""
 
     prompt: str = ""
     """What it goes on from; empty: it begins a document."""
@@ -152,11 +214,17 @@ class SampleConfig:
     """Choose among the k likeliest tokens; 0: among all."""
     top_p: float = 1.0
     """Choose among the likeliest tokens that share this much probability."""
+    every: Annotated[int, tyro.conf.arg(name="sample-every")] = 0
+    """Also write a short text every so many steps, into the log and samples.jsonl; 0: never."""
+    every_max_new_tokens: Annotated[int, tyro.conf.arg(name="sample-max-new-tokens")] = 60
+    """How many tokens a text on the way has."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "temperature", "top_k"):
+        for name in ("max_new_tokens", "temperature", "top_k", "every"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"sample.{name}", "0 or more", value)
+        length = self.every_max_new_tokens
+        _require(length >= 1, "sample.every_max_new_tokens", "at least 1", length)
         _require(0 < self.top_p <= 1, "sample.top_p", "in (0, 1]", self.top_p)
 
 
@@ -211,7 +279,84 @@ TINY = {
     "sample": {"max_new_tokens": 40},
 }
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {"demo": DEMO, "tiny": TINY}
+# nanoGPT (github.com/karpathy/nanoGPT). The optimiser is that of config/train_shakespeare_char.py,
+# weight decay and clipping those of train.py; its README's CPU command changes the sizes, and its
+# validation loss there is 1.88. Its network has no biases and its vocabulary no end of text.
+SHAKESPEARE_CHAR = {
+    "data": {"source": "shakespeare", "tokenizer": "char", "val_fraction": 0.1},  # prepare.py
+    "model": {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},  # README
+    "train": {
+        "steps": 2000,  # README: max_iters and lr_decay_iters
+        "batch_size": 12,  # README
+        "context": 64,  # README: block_size
+        "lr": 1e-3,
+        "min_lr": 1e-4,
+        "warmup": 100,
+        "betas": (0.9, 0.99),
+        "weight_decay": 0.1,
+        "grad_clip": 1.0,
+        "eval_every": 500,  # it has 250, each over 20 random batches; here it is the whole split
+        "eval_batches": 0,
+        "checkpoint_every": 500,
+    },
+    "sample": {"prompt": "\n", "max_new_tokens": 300, "temperature": 0.8},  # sample.py
+}
+
+# The same file as it stands, for a GPU: validation loss 1.4697 in the README.
+SHAKESPEARE_CHAR_GPU = {
+    **SHAKESPEARE_CHAR,
+    "model": {"n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2},
+    "train": {
+        **SHAKESPEARE_CHAR["train"],
+        "steps": 5000,
+        "batch_size": 64,
+        "context": 256,
+        "eval_every": 250,
+        "checkpoint_every": 250,
+    },
+}
+
+# GPT-2 small, 124M parameters (Radford et al. 2019, table 2), trained as in nanoGPT's
+# config/train_gpt2.py and train.py: 12 · 1024 · 40 = 491,520 tokens a step.
+GPT2 = {
+    # None is a good default: it wants gigabytes. vocab_size is GPT-2's, val_fraction prepare.py's.
+    "data": {"source": "", "tokenizer": "bpe", "vocab_size": 50257, "val_fraction": 0.0005},
+    "model": {"n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.0},
+    "train": {
+        "steps": 600_000,
+        "batch_size": 12,
+        "accumulate": 40,  # 5 on each of its 8 GPUs
+        "context": 1024,
+        "lr": 6e-4,
+        "min_lr": 6e-5,
+        "warmup": 2000,
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.1,
+        "grad_clip": 1.0,
+        "eval_every": 1000,
+        "eval_batches": 200,
+        "checkpoint_every": 1000,
+        "keep_last": 3,  # ours: a checkpoint takes 1.5 GB
+    },
+    "sample": {"max_new_tokens": 200, "temperature": 0.8, "top_k": 200},  # sample.py
+}
+
+# GPT-2 medium, 355M: the sizes of table 2; the learning rate of GPT-3's medium (Brown et al. 2020,
+# table 2.1), which is half of its small one's, and a tenth of it at the end.
+GPT2_MEDIUM = {
+    **GPT2,
+    "model": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "dropout": 0.0},
+    "train": {**GPT2["train"], "lr": 3e-4, "min_lr": 3e-5},
+}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": DEMO,
+    "tiny": TINY,
+    "shakespeare-char": SHAKESPEARE_CHAR,
+    "shakespeare-char-gpu": SHAKESPEARE_CHAR_GPU,
+    "gpt2": GPT2,
+    "gpt2-medium": GPT2_MEDIUM,
+}
 
 
 def preset(name: str) -> PretrainConfig:
@@ -297,6 +442,11 @@ def _checked(value: Any, kind: Any, name: str) -> Any:
         if isinstance(value, list | tuple) and len(value) == len(inner):
             return tuple(_checked(v, t, name) for v, t in zip(value, inner, strict=True))
         raise ConfigError(f"{name} must be a list of {len(inner)} numbers, got {value!r}")
+    if get_origin(kind) is dict:
+        if isinstance(value, Mapping):
+            inner = get_args(kind)[1]
+            return {key: _checked(v, inner, f"{name}.{key}") for key, v in value.items()}
+        raise ConfigError(f'{name} must be a table such as {{"wte" = 0.1}}, got {value!r}')
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:  # not isinstance: true is no integer here
@@ -322,6 +472,8 @@ def _toml(value: object) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_toml(key)} = {_toml(v)}' for key, v in value.items())}}}"
     return repr(value)
 
 

@@ -38,7 +38,7 @@ class WeightAverage:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within: the average in the place of the weights."""
-        weights = [p.data for p in self.parameters]
+        weights = [p.data.copy() for p in self.parameters]
         self._put(self.arrays)
         try:
             yield
@@ -57,8 +57,12 @@ class WeightAverage:
         ]
 
     def _put(self, arrays: list[backend.Array]) -> None:
+        """Into the memory of the weights, which other processes may share."""
         for p, array in zip(self.parameters, arrays, strict=True):
-            p.data = array
+            if array.dtype == p.dtype:
+                p.data[...] = array
+            else:  # half precision would round the average
+                p.data = array
 
 
 def _wide(array: backend.Array, copy: bool = False) -> backend.Array:

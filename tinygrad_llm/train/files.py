@@ -7,6 +7,7 @@ who looks, and only what was fsynced before it is sure to be there after a power
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,11 @@ def point(link: Path, target: str) -> None:
 def pointed(link: Path) -> Path | None:
     """The folder that `link` names, or None where it names none that exists."""
     if link.is_file():
-        link = link.parent / link.read_text(encoding="utf-8").strip()
+        with link.open("rb") as file:
+            name = file.read(256).strip()  # any file may be given: do not read a book
+        if not re.fullmatch(rb"[\w.-]+", name):
+            return None
+        link = link.parent / name.decode("ascii")
     return link.resolve() if link.is_dir() else None
 
 

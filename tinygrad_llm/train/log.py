@@ -1,16 +1,26 @@
 """What a training run shows: a live bar on a terminal, plain lines everywhere else.
 
-Both answer to `Log`. Plain lines hold no control character, so that a log file reads well.
+    open_log()               the bar, or a line per validation and every few seconds
+    open_log(quiet=True)     nothing
+    open_log(json=True)      a JSON object a line, for programs: every record, every sentence
+
+All answer to `Log`. Plain lines hold no control character, so that a log file reads well.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
-from typing import Any, Protocol, TextIO
+from collections.abc import Mapping
+from json import dumps
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from tinygrad_llm.train.run import Record
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Log(Protocol):
@@ -33,11 +43,73 @@ class Log(Protocol):
         ...
 
 
-def open_log(out: TextIO | None = None) -> Log:
-    """The log that suits `out` (standard output unless told otherwise)."""
+def open_log(out: TextIO | None = None, *, quiet: bool = False, json: bool = False) -> Log:
+    """The log that suits `out` (standard output unless told otherwise), or the one asked for.
+
+    quiet beats json: a program that wants only the result of a run gets no records of it.
+    """
     stream = sys.stdout if out is None else out
+    if quiet:
+        return QuietLog()
+    if json:
+        return JsonLog(stream)
     live = stream.isatty() and os.environ.get("TERM") != "dumb"
     return LiveLog(stream) if live else PlainLog(stream)
+
+
+class QuietLog:
+    """Nothing: what went wrong is an exception, and the result is not told by the log."""
+
+    def start(self, step: int, steps: int) -> None:
+        pass
+
+    def record(self, record: Record) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+class JsonLog(QuietLog):
+    """Each record as in metrics.jsonl, each sentence as {"message": …}: an object a line."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+
+    def record(self, record: Record) -> None:
+        print(as_json(record), file=self.out, flush=True)
+
+    def say(self, text: str) -> None:
+        print(as_json({"message": text}), file=self.out, flush=True)
+
+
+# A model trained on bytes may write any of them, also those that move a terminal's cursor, and a
+# file may have them in its name.
+_CONTROL = {c: "\ufffd" for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\n\t"}
+_CONTROL[ord("\r")] = ""
+
+
+def printable(text: str) -> str:
+    """The text with its control characters, other than newline and tab, as U+FFFD."""
+    return text.translate(_CONTROL)
+
+
+def as_json(value: Any) -> str:
+    """`value` on one line of JSON in ASCII; null for a number that JSON has not: NaN, infinity."""
+    return dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 class PlainLog:
@@ -60,7 +132,7 @@ class PlainLog:
             self.say(self._progress.line(record))
 
     def say(self, text: str) -> None:
-        print(text, file=self.out, flush=True)
+        print(printable(text), file=self.out, flush=True)
 
     def stop(self) -> None:
         pass
@@ -98,7 +170,12 @@ class LiveLog:
         self._bar.update(self._task, completed=record["step"], numbers=numbers)
 
     def say(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
+
+    @property
+    def console(self) -> Console:
+        """Where other bars, before this one, may be drawn."""
+        return self._bar.console
 
     def stop(self) -> None:
         self._bar.stop()
@@ -113,6 +190,7 @@ class _Progress:
         self.val_loss: float | None = None
         self.val_loss_ema: float | None = None
         self.speed = 0.0
+        self.mfu: float | None = None
         self.began = time.monotonic()
 
     def record(self, record: Record) -> None:
@@ -122,9 +200,11 @@ class _Progress:
         if "loss" in record:
             self.loss = _blend(self.loss, record["loss"])
             self.speed = _blend(self.speed or None, record["tokens_per_second"])
+            if "mfu" in record:
+                self.mfu = _blend(self.mfu, record["mfu"])
 
     def numbers(self, with_validation: bool = True) -> str:
-        """loss 2.345 · val loss 2.456 · 12,345 tokens/s"""
+        """loss 2.345 · val loss 2.456 · 12,345 tokens/s · MFU 34%"""
         parts = []
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")
@@ -134,6 +214,8 @@ class _Progress:
             parts.append(f"averaged {self.val_loss_ema:.3f}")
         if self.speed:
             parts.append(f"{self.speed:,.0f} tokens/s")
+        if self.mfu is not None:
+            parts.append(f"MFU {self.mfu:.0%}")
         return " · ".join(parts)
 
     def line(self, record: Record) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -85,21 +84,9 @@ def _distribution(module: str) -> str:
 def _blas() -> str:
     """openblas 0.3.29, 2 threads"""
     info = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # pyright: ignore[reportOptionalSubscript]
-    threads = _openblas_threads()
+    threads = backend.blas_threads()
     known = f"{threads} threads" if threads else "threads: as its environment variables say"
     return f"{info.get('name', 'unknown')} {info.get('version', '')}, {known}"
-
-
-def _openblas_threads() -> int | None:
-    """What the OpenBLAS inside NumPy's wheel answers; None for another BLAS."""
-    package = Path(np.__file__).parent
-    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
-        for library in folder.glob("*openblas*"):
-            try:
-                return ctypes.CDLL(str(library)).scipy_openblas_get_num_threads64_()
-            except (OSError, AttributeError):
-                continue
-    return None
 
 
 def _gpus() -> str:
@@ -119,6 +106,14 @@ def _gpus() -> str:
         runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())
     ]
     return ", ".join(names)
+
+
+def physical_memory() -> int | None:
+    """The bytes of memory of this machine, where the system says."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows; a system that does not know them
+        return None
 
 
 def _memory() -> str:

@@ -6,24 +6,36 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tinygrad_llm import backend
 from tinygrad_llm.data import corpora
-from tinygrad_llm.data.corpora import Corpus
+from tinygrad_llm.data.texts import Text, alphabet, open_text, sample
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.generate import prompt_ids, write
 from tinygrad_llm.models.gpt import GPT, GPTConfig
-from tinygrad_llm.optim import AdamW, LRScheduler, decay_groups
+from tinygrad_llm.models.pretrained import check_vocabulary
+from tinygrad_llm.optim import AdamW, LRScheduler, decay_groups, lr_groups
 from tinygrad_llm.optim.schedules import Cosine, Warmup
 from tinygrad_llm.tasks.causal import CausalTask
+from tinygrad_llm.train import checkpoint
 from tinygrad_llm.train import config as configuration
-from tinygrad_llm.train.checkpoint import CheckpointError
-from tinygrad_llm.train.config import ConfigError, DataConfig, PretrainConfig
+from tinygrad_llm.train.config import (
+    TOKENIZERS,
+    ConfigError,
+    DataConfig,
+    PretrainConfig,
+    TrainConfig,
+)
 from tinygrad_llm.train.log import Log
-from tinygrad_llm.train.machine import choose_device
+from tinygrad_llm.train.machine import choose_device, physical_memory
 from tinygrad_llm.train.overfit import OneBatch
-from tinygrad_llm.train.run import Run
+from tinygrad_llm.train.parallel import processes_for
+from tinygrad_llm.train.progress import LogReport
+from tinygrad_llm.train.run import Run, find_checkpoint
+from tinygrad_llm.train.samples import Samples
 from tinygrad_llm.train.trainer import Trainer
+from tinygrad_llm.train.utilisation import Utilisation, measured_peak
 
 
 @dataclass(frozen=True)
@@ -38,17 +50,7 @@ class Pretraining:
 
     def sample(self) -> Iterator[str]:
         """What the model writes as it is now, piece by piece; the same seed, the same text."""
-        return write(
-            self.model,
-            self.tokenizer,
-            self.config.sample.prompt,
-            self.config.sample.max_new_tokens,
-            temperature=self.config.sample.temperature,
-            top_k=self.config.sample.top_k,
-            top_p=self.config.sample.top_p,
-            seed=self.config.train.seed,
-            stop_at_end=False,  # a document may be short: go on with the next
-        )
+        return _sample(self.model, self.tokenizer, self.config, self.config.sample.max_new_tokens)
 
 
 def start(config: PretrainConfig, folder: str | Path | None, log: Log) -> Pretraining:
@@ -59,14 +61,13 @@ def start(config: PretrainConfig, folder: str | Path | None, log: Log) -> Pretra
     """
     run = Run.new(folder)
     device, why = choose_device(config.train.device)
-    corpus = _corpus(config.data, log)
+    texts = _open_texts(config.data, log)
     log.say(f"device: {device} ({why})")
-    if corpus.name not in corpora.names():  # so that resuming works from any folder
-        source = str(Path(config.data.source).expanduser().absolute())
-        config = replace(config, data=replace(config.data, source=source))
-    tokenizer = make_tokenizer(config.data, corpus.text)
+    config = replace(config, data=_lasting(config.data))
+    tokenizer = make_tokenizer(config.data, texts, log)
     model = new_model(config, tokenizer, device)
-    trainer = _trainer(config, model, corpus, tokenizer, run, log)
+    config = _with_processes(config, model, device, log)
+    trainer = _trainer(config, model, texts, tokenizer, run, log)
     run.begin(configuration.dumps(config))
     return Pretraining(trainer, model, tokenizer, run, config)
 
@@ -87,25 +88,46 @@ def resume(run: Run, config: PretrainConfig, log: Log) -> Pretraining:
 
 
 def _resume(run: Run, config: PretrainConfig, log: Log) -> Pretraining:
-    _refuse_changes(configuration.load(run.config_file), config, run)
     folder = run.checkpoint("latest")
+    refuse_changes(_begun_with(run, folder), config, run.folder)
     device, why = choose_device(config.train.device)
-    corpus = _corpus(config.data, log)
+    texts = _open_texts(config.data, log)
     log.say(f"device: {device} ({why})")
     if folder is None:
-        tokenizer = make_tokenizer(config.data, corpus.text)
+        tokenizer = make_tokenizer(config.data, texts, log)
         model = new_model(config, tokenizer, device)
     else:
         tokenizer, model = _load(folder, device)
-    trainer = _trainer(config, model, corpus, tokenizer, run, log)
-    if folder is None:
-        run.forget_after(-1)
-    else:
-        trainer.resume(folder)
+    config = _with_processes(config, model, device, log)
+    trainer = _trainer(config, model, texts, tokenizer, run, log)
+    trainer.resume(folder)
     if end := trainer.over():
-        raise ConfigError(f"{run.folder} has {end.reason}: give a larger {end.flag} to train on")
+        raise RunIsOver(f"{run.folder} has {end.reason}: give a larger {end.flag} to train on")
     run.begin(configuration.dumps(config))
     return Pretraining(trainer, model, tokenizer, run, config)
+
+
+def _with_processes(config: PretrainConfig, model: GPT, device: str, log: Log) -> PretrainConfig:
+    """With the number of processes settled: another number is another order of the same sums."""
+    train = config.train
+    tokens = train.batch_size * train.context
+    parameters = sum(p.size for p in model.parameters())
+    count = processes_for(train.processes, device, train.batch_size, tokens, parameters)
+    if count > 1:
+        log.say(f"processes: {count}, which share every batch")
+    return replace(config, train=replace(train, processes=count))
+
+
+def _begun_with(run: Run, folder: Path | None) -> PretrainConfig:
+    """What the checkpoint was made with: config.toml may have been edited since."""
+    if folder is None:
+        return configuration.load(run.config_file)
+    with checkpoint.reading(folder):
+        return configuration.load(run.saved_config(folder))
+
+
+class RunIsOver(ConfigError):
+    """A run that has reached a limit of its configuration already."""
 
 
 # What another value for does not make it another run: how long, how often, where, the last words.
@@ -117,91 +139,208 @@ CHANGEABLE = (
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_last",
+    "train.gradient_checkpointing",
+    "train.mfu",
+    "train.processes",
     "train.device",
     "sample.",
 )
 
 
-def _refuse_changes(old: PretrainConfig, new: PretrainConfig, run: Run) -> None:
-    for key, (before, after) in configuration.differences(old, new).items():
-        if not key.startswith(CHANGEABLE):
-            raise ConfigError(
-                f"{run.folder} was started with {key} = {before}, which cannot become {after} on "
-                "the way: leave it out, or start a new run"
-            )
+def refuse_changes(old: PretrainConfig, new: PretrainConfig, folder: Path) -> None:
+    """ConfigError where `new` is another run than the one in `folder`, begun with `old`."""
+    changed = [
+        f"{key} = {before}, which cannot become {after}"
+        for key, (before, after) in configuration.differences(old, new).items()
+        if not key.startswith(CHANGEABLE)
+    ]
+    if changed:
+        more = f" ({len(changed) - 3} more differ)" if len(changed) > 3 else ""
+        raise ConfigError(
+            f"{folder} was started with {', with '.join(changed[:3])} on the way{more}: leave it "
+            "out, or start a new run"
+        )
 
 
-def _corpus(config: DataConfig, log: Log) -> Corpus:
-    corpus = corpora.load_text(config.source)
-    log.say(f"text: {corpus.name}, {len(corpus.text):,} characters, sha256 {corpus.sha256[:12]}")
-    return corpus
+class Texts(NamedTuple):
+    """What is trained on, and what is validated on where that is another text."""
+
+    train: Text
+    validation: Text | None
 
 
-def make_tokenizer(config: DataConfig, text: str) -> Tokenizer:
-    """The tokenizer that `config` asks for, made from the text where it is learnt."""
+def _open_texts(config: DataConfig, log: Log) -> Texts:
+    with LogReport(log) as report:
+        train = open_text(config.source, report)
+        _tell("text", train, log)
+        if not config.val_source:
+            return Texts(train, None)
+        validation = open_text(config.val_source, report)
+        _tell("text to validate on", validation, log)
+    if validation.sha256 == train.sha256:
+        raise ConfigError(
+            f"data.val_source {config.val_source} is the text that is trained on: name another, or "
+            "leave it out to hold out a part"
+        )
+    return Texts(train, validation)
+
+
+def _tell(what: str, text: Text, log: Log) -> None:
+    log.say(f"{what}: {text.name}, {text.characters:,} characters, sha256 {text.sha256[:12]}")
+
+
+def _lasting(config: DataConfig) -> DataConfig:
+    """With paths that mean the same when the run is resumed from another folder."""
+    tokenizer = config.tokenizer
+    if tokenizer not in TOKENIZERS:
+        tokenizer = str(Path(tokenizer).expanduser().absolute())
+    return replace(
+        config,
+        source=corpora.lasting(config.source),
+        val_source=config.val_source and corpora.lasting(config.val_source),
+        tokenizer=tokenizer,
+    )
+
+
+def make_tokenizer(config: DataConfig, texts: Texts, log: Log) -> Tokenizer:
+    """The tokenizer that `config` asks for, made from the text where it is learnt.
+
+    bpe, wordpiece and unigram learn from `texts.sample` of the text that is trained on, char takes
+    the characters of both texts. Raises ValueError or FileNotFoundError where it cannot be made.
+    """
+    if config.tokenizer not in TOKENIZERS:
+        folder = Path(config.tokenizer).expanduser()
+        is_run = (folder / "checkpoints").is_dir()
+        return Tokenizer.from_file(find_checkpoint(folder) if is_run else folder)
     if config.tokenizer == "byte":
         return Tokenizer.byte()
     if config.tokenizer == "char":
-        return Tokenizer.char(text)
-    return Tokenizer.bpe(text, config.vocab_size)
+        return Tokenizer.char(alphabet(*(text for text in texts if text is not None)))
+    with LogReport(log) as report:
+        words = sample(texts.train, report=report)
+        if config.tokenizer == "wordpiece":
+            return Tokenizer.wordpiece(words, config.vocab_size)
+        if config.tokenizer == "unigram":
+            return Tokenizer.unigram(words, config.vocab_size)
+        return Tokenizer.bpe(words, config.vocab_size)
 
 
 def new_model(config: PretrainConfig, tokenizer: Tokenizer, device: str) -> GPT:
-    """A GPT with weights from the seed; the random stream stands after them."""
-    backend.manual_seed(config.train.seed)
-    model = GPT(
-        GPTConfig(
-            vocab_size=tokenizer.vocab_size,
-            n_positions=config.train.context,
-            n_embd=config.model.n_embd,
-            n_layer=config.model.n_layer,
-            n_head=config.model.n_head,
-            # GPT-2's 0.02 is for its width of 768; a narrower layer needs larger weights to say
-            # as much. At 128 the demo's loss after 300 steps was 4.28 instead of 4.61.
-            initializer_range=0.02 * math.sqrt(768 / config.model.n_embd),
-            resid_pdrop=config.model.dropout,
-            embd_pdrop=config.model.dropout,
-            attn_pdrop=config.model.dropout,
-            bos_token_id=tokenizer.eos_id,  # the mark between documents, as in GPT-2
-            eos_token_id=tokenizer.eos_id,
-        )
+    """A GPT with weights from the seed; the random stream stands after them.
+
+    Raises ValueError for one that this machine's memory cannot hold, before any of it is taken.
+    """
+    sizes = GPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        n_positions=config.train.context,
+        n_embd=config.model.n_embd,
+        n_layer=config.model.n_layer,
+        n_head=config.model.n_head,
+        # GPT-2's 0.02 is for its width of 768; a narrower layer needs larger weights to say
+        # as much. At 128 the demo's loss after 300 steps was 4.28 instead of 4.61.
+        initializer_range=0.02 * math.sqrt(768 / config.model.n_embd),
+        resid_pdrop=config.model.dropout,
+        embd_pdrop=config.model.dropout,
+        attn_pdrop=config.model.dropout,
+        bos_token_id=tokenizer.eos_id,  # the mark between documents, as in GPT-2
+        eos_token_id=tokenizer.eos_id,
     )
-    return model.to(device)
+    _check_memory(sizes)
+    backend.manual_seed(config.train.seed)
+    return GPT(sizes).to(device)
+
+
+def _check_memory(sizes: GPTConfig) -> None:
+    """On a GPU, too: the weights are drawn in the machine's memory."""
+    needed, there = 4 * sizes.num_parameters(), physical_memory()
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"a model of {sizes.num_parameters():,} parameters needs {needed / 1e9:,.0f} GB for "
+            f"its weights, this machine has {there / 1e9:,.0f}: make n_embd or n_layer smaller"
+        )
 
 
 def _load(folder: Path, device: str) -> tuple[Tokenizer, GPT]:
     try:
-        return Tokenizer.from_file(folder), GPT.from_pretrained(folder).to(device)
+        model = GPT.from_pretrained(folder).to(device)  # first: it looks at the checksums of both
+        tokenizer = Tokenizer.from_file(folder)
+        check_vocabulary(tokenizer.vocab_size, model.config.vocab_size)
     except (ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{error}; delete the folder {folder} to go on from the checkpoint before it"
-        ) from error
+        raise checkpoint.unusable(folder, error) from error
+    return tokenizer, model
 
 
 def _trainer(
-    config: PretrainConfig, model: GPT, corpus: Corpus, tokenizer: Tokenizer, run: Run, log: Log
+    config: PretrainConfig, model: GPT, texts: Texts, tokenizer: Tokenizer, run: Run, log: Log
 ) -> Trainer:
     train = config.train
     prompt_ids(tokenizer, config.sample.prompt)  # better refused now than after the training
-    task = CausalTask(
-        corpus,
-        tokenizer,
-        context=train.context,
-        batch_size=train.batch_size,
-        val_fraction=config.data.val_fraction,
-        eval_batches=train.eval_batches,
-        seed=train.seed + 2**63,  # another sequence than the one of weights and dropout
-    )
+    with LogReport(log) as report:
+        task = CausalTask(
+            texts.train,
+            tokenizer,
+            context=train.context,
+            batch_size=train.batch_size,
+            val_fraction=config.data.val_fraction,
+            val_by=config.data.val_by,
+            validation=texts.validation,
+            documents=config.data.documents,
+            order=config.data.order,
+            eval_batches=train.eval_batches,
+            seed=train.seed + 2**63,  # another sequence than the one of weights and dropout
+            report=report,
+        )
     log.say(
-        f"tokens: {len(task.train.ids):,} to train on, {len(task.held_out.ids):,} to validate on, "
+        f"tokens: {len(task.train_tokens):,} to train on, {len(task.val_tokens):,} to validate on, "
         f"vocabulary {tokenizer.vocab_size:,}"
     )
     log.say(f"model: {sum(p.size for p in model.parameters()):,} parameters")
-    optimizer = AdamW(decay_groups(model, train.weight_decay), lr=train.lr, betas=train.betas)
+    if train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    groups = lr_groups(decay_groups(model, train.weight_decay), train.lr, train.lr_groups)
+    optimizer = AdamW(groups, lr=train.lr, betas=train.betas)
     decay_steps = max(1, train.steps - train.warmup)
     final = train.min_lr / train.lr if train.lr else 0.0
     schedule = LRScheduler(optimizer, Warmup(train.warmup, Cosine(decay_steps, end=final)))
-    if not train.overfit_one_batch:
-        return Trainer(model, optimizer, schedule, task, train, run, log)
-    log.say("overfitting one batch: expect a loss near 0, or look for a fault")
-    return Trainer(model, optimizer, schedule, OneBatch(task), train, run, log)
+    samples = _samples(config, model, tokenizer, run)
+    utilisation = _utilisation(train, model, log) if train.mfu else None
+    if train.overfit_one_batch:
+        log.say("overfitting one batch: expect a loss near 0, or look for a fault")
+    learnt = OneBatch(task) if train.overfit_one_batch else task
+    return Trainer(model, optimizer, schedule, learnt, train, run, log, samples, utilisation)
+
+
+def _samples(config: PretrainConfig, model: GPT, tokenizer: Tokenizer, run: Run) -> Samples:
+    sample = config.sample
+
+    def text() -> str:
+        return "".join(_sample(model, tokenizer, config, sample.every_max_new_tokens))
+
+    return Samples(run.folder, sample.every, text)
+
+
+def _sample(
+    model: GPT, tokenizer: Tokenizer, config: PretrainConfig, max_new_tokens: int
+) -> Iterator[str]:
+    sample = config.sample
+    return write(
+        model,
+        tokenizer,
+        sample.prompt,
+        max_new_tokens,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        seed=config.train.seed,
+        stop_at_end=False,  # a document may be short: go on with the next
+    )
+
+
+def _utilisation(train: TrainConfig, model: GPT, log: Log) -> Utilisation:
+    flops = model.flops_per_token(train.context)
+    peak = measured_peak(next(iter(model.parameters())).device)
+    log.say(
+        f"peak: {peak / 1e9:,.0f} GFLOP/s (measured, float32); a token needs {flops / 1e6:,.2f} "
+        "MFLOP to train on"
+    )
+    return Utilisation(flops, peak)

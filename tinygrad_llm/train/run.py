@@ -16,15 +16,19 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from tinygrad_llm.storage import check_sums, write_sums
 from tinygrad_llm.train import files
 from tinygrad_llm.train.lock import Lock
 
 Record = dict[str, Any]
+
+CONFIG_COPY = "run.toml"  # not config.toml: a checkpoint is not a run folder
 
 _STEP = re.compile(r"step-(\d{6,})")
 
@@ -115,13 +119,20 @@ class Run:
         return list(self._records())
 
     def _records(self) -> Iterator[Record]:
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n"):
-                return
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{self.metrics_file} is damaged: {error}") from error
+        with self.metrics_file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    record = json.loads(line.decode())
+                    if type(record["step"]) is not int:
+                        raise TypeError
+                except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+                    raise ValueError(
+                        f"{self.metrics_file} is damaged: line {number} is no record of a step; "
+                        "delete that line to go on without it"
+                    ) from error
+                yield record
 
     def forget_after(self, step: int) -> None:
         """Drop the records later than `step`: a resumed run makes them again.
@@ -152,13 +163,35 @@ class Run:
     # --- checkpoints ------------------------------------------------------------------------------
 
     def save_checkpoint(self, step: int, fill: Callable[[Path], object]) -> Path:
-        """checkpoints/step-N, written by `fill(folder)` whole or not at all; `latest` names it."""
+        """checkpoints/step-N, written by `fill(folder)` whole or not at all; `latest` names it.
+
+        It gets a copy of config.toml, and the checksums of all its files.
+        """
         if self._metrics is not None:  # the records up to a checkpoint outlive a power cut, too
             os.fsync(self._metrics.fileno())
         folder = self.step_folder(step)
-        files.write_folder(folder, fill)
+        files.write_folder(folder, lambda unfinished: self._fill(unfinished, fill))
         self.mark_latest(folder)
         return folder
+
+    def _fill(self, folder: Path, fill: Callable[[Path], object]) -> None:
+        fill(folder)
+        if self.config_file.exists():  # deleted meanwhile: no reason to lose the training
+            shutil.copyfile(self.config_file, folder / CONFIG_COPY)
+        for inside, _, _ in os.walk(folder):
+            write_sums(inside)
+
+    def saved_config(self, checkpoint: Path | None) -> Path:
+        """The configuration that the checkpoint was made with, whatever config.toml says now.
+
+        The run's own config.toml where there is no checkpoint, or one without a copy. Raises
+        Damaged where the copy is not as it was saved.
+        """
+        if checkpoint is None:
+            return self.config_file
+        check_sums(checkpoint, lambda name: name == CONFIG_COPY)
+        copy = checkpoint / CONFIG_COPY
+        return copy if copy.is_file() else self.config_file
 
     def step_folder(self, step: int) -> Path:
         """Where the checkpoint of that step is, or would be."""

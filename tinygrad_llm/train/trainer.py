@@ -29,8 +29,11 @@ from tinygrad_llm.train.blackbox import first_bad_op
 from tinygrad_llm.train.config import TrainConfig
 from tinygrad_llm.train.ema import WeightAverage
 from tinygrad_llm.train.log import Log
+from tinygrad_llm.train.parallel import Part, Team, cut
 from tinygrad_llm.train.run import Record, Run
+from tinygrad_llm.train.samples import Samples
 from tinygrad_llm.train.stopping import End, Limits
+from tinygrad_llm.train.utilisation import Utilisation
 
 
 class Task(Protocol):
@@ -92,6 +95,10 @@ class NotSaved(OSError):
     """The run folder cannot be written, such as on a full disk; one sentence for people."""
 
 
+class OutOfMemory(MemoryError):
+    """A step needs more memory than there is; one sentence for people."""
+
+
 class Trainer:
     """Trains `model` on `task` and keeps the run folder.
 
@@ -101,6 +108,8 @@ class Trainer:
         config: how long, how often.
         run: the folder; `run.begin()` has been called.
         log: where to tell how it goes.
+        samples: texts to be written on the way.
+        utilisation: records what share of the machine's peak a step gets, as `mfu`.
     """
 
     def __init__(
@@ -112,10 +121,17 @@ class Trainer:
         config: TrainConfig,
         run: Run,
         log: Log,
+        samples: Samples | None = None,
+        utilisation: Utilisation | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule, self.task = model, optimizer, schedule, task
         self.config, self.run, self.log = config, run, log
+        self.samples, self.utilisation = samples, utilisation
         self.average = WeightAverage(model.parameters(), config.ema) if config.ema else None
+        self.team: Team | None = None  # the processes that share a step, where there are several
+        if config.processes > 1:
+            work = self.gradient, self.loss
+            self.team = Team(model.parameters(), optimizer, *work, config.processes)
         self.limits = Limits(config)
         self.end: End | None = None  # why the run is over, once it is
         self.step = 0  # updates so far
@@ -132,15 +148,21 @@ class Trainer:
         """Train until a limit of `config` is reached; the last state is validated and saved.
 
         Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that very step, Diverged
-        when the loss is no longer finite, and NotSaved when the run folder cannot be written.
+        when the loss is no longer finite, OutOfMemory when an array cannot be allocated, and
+        NotSaved when the run folder cannot be written.
         """
         self._began = time.monotonic()
+        if self.team is not None:
+            self.team.start()  # before the log: a bar has a thread, which no fork survives
         self.log.start(self.step, self.config.steps)
         try:
             # An overflow needs no warning of NumPy's: the run stops at what comes of it.
-            with self._noticing_signals(), np.errstate(over="ignore", invalid="ignore"):
+            quiet = np.errstate(over="ignore", invalid="ignore")
+            with self._noticing_signals(), quiet, self._allocating():
                 self._loop()
         finally:
+            if self.team is not None:
+                self.team.stop()
             self.log.stop()
             try:
                 self._draw()
@@ -160,6 +182,7 @@ class Trainer:
                 self.end = self.end or self.over()  # the patience may be used up now
                 saving = saving or (self.config.patience > 0 and self.limits.waited == 0)
             self._note({**record, "elapsed": self._seconds()})
+            self._sample()
             if self.end or saving:
                 self.save(record["val_loss"])
             if self._signal is not None and self.end is None:
@@ -171,14 +194,12 @@ class Trainer:
         began = time.perf_counter()
         batches = [self.task.next_batch() for _ in range(self.config.accumulate)]
         random = backend.random.state()
-        self.model.train()  # dropout on
-
-        loss = self.gradient(batches)  # which way is each weight wrong?
-        norm = clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+        parts = self._parts(batches)
+        loss, norm = self._find_gradient(parts)  # which way is each weight wrong?
         if not math.isfinite(loss + norm):  # before the weights are spoilt
-            raise self._diverged(loss, norm, batches, random)
-        self.optimizer.step()  # a step against the gradient
-        lr = self.schedule.get_last_lr()[0]
+            raise self._diverged(loss, norm, parts, random)
+        (self.team or self.optimizer).step()  # a step against the gradient
+        lr = self.optimizer.defaults["lr"] * self.schedule.schedule(self.schedule.last_step)
         self.schedule.step()  # the learning rate of the next step
 
         self.step += 1
@@ -186,42 +207,71 @@ class Trainer:
             self.average.update(self.step)
         targets = sum(map(self.task.size, batches))
         self.tokens += targets
-        return {
+        seconds = time.perf_counter() - began
+        record = {
             "step": self.step,
             "loss": loss,
             "lr": lr,
             "grad_norm": norm,
-            "tokens_per_second": targets / (time.perf_counter() - began),
+            "tokens_per_second": targets / seconds,
         }
+        if self.utilisation is not None:
+            record["mfu"] = self.utilisation.mfu(targets, seconds)
+        return record
 
-    def gradient(self, batches: Sequence[Any]) -> float:
-        """∂L/∂θ into every θ.grad, and L = Σᵢ (nᵢ / n) Lᵢ: the mean over all n targets.
+    def _parts(self, batches: Sequence[Any]) -> list[Part]:
+        """What is worked on at once: a batch, or where several processes share one a piece of it.
 
-        The batches count by their targets nᵢ, so L is the loss of the one large batch that they
-        would make together; yet only one of them is in memory at a time.
+        The parts count by their targets nᵢ, so L = Σᵢ (nᵢ / n) Lᵢ is the loss of the one large
+        batch that they make together; yet a process has only one of them in memory at a time.
         """
+        if self.team is not None:
+            return cut(batches, self.team.count, self.task.size, backend.random)
         sizes = [self.task.size(batch) for batch in batches]
-        total = 0.0
+        weighted = zip(batches, sizes, strict=True)
+        # A part without targets is left out: a mean over none of them would be NaN.
+        return [Part(batch, size / sum(sizes), None) for batch, size in weighted if size]
+
+    def _find_gradient(self, parts: Sequence[Part]) -> tuple[float, float]:
+        """L, and the norm that ∂L/∂θ had before it was clipped."""
+        if self.team is not None:
+            return self.team.gradient(parts, self.config.grad_clip or math.inf)
         self.optimizer.zero_grad()  # forget the gradients of the last step
-        for batch, size in zip(batches, sizes, strict=True):
-            if not size:  # no targets: a mean over none of them would be NaN
-                continue
-            loss = self.task.loss(self.model, batch)  # forward: how wrong is the model?
-            loss = loss * (size / sum(sizes))
+        loss = self.gradient(parts)
+        return loss, clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+
+    def gradient(self, parts: Sequence[Part]) -> float:
+        """θ.grad += ∂L/∂θ for every θ; L, the loss of the parts."""
+        self.model.train()  # dropout on
+        total = 0.0
+        for part in parts:
+            if part.random is not None:
+                backend.random.load_state(part.random)
+            loss = self.task.loss(self.model, part.batch)  # forward: how wrong is the model?
+            loss = loss * part.weight
             loss.backward()  # backward: ∂loss/∂θ, added to θ.grad
             total += loss.item()
         return total
 
     def evaluate(self) -> float:
         """The mean loss per target over the validation batches, dropout off, nothing recorded."""
-        self.model.eval()
+        batches = self.task.validation()
+        if self.team is not None:
+            losses = self.team.losses(batches)
+        else:
+            losses = ((batch, self.loss(batch)) for batch in batches)
         total, targets = 0.0, 0
-        with no_grad():
-            for batch in self.task.validation():
-                size = self.task.size(batch)
-                total += self.task.loss(self.model, batch).item() * size
-                targets += size
+        for batch, loss in losses:
+            size = self.task.size(batch)
+            total += loss * size
+            targets += size
         return total / targets
+
+    def loss(self, batch: Any) -> float:
+        """How wrong the model is on a batch; dropout off, nothing recorded."""
+        self.model.eval()
+        with no_grad():
+            return self.task.loss(self.model, batch).item()
 
     def over(self) -> End | None:
         """Why there is nothing more to do, such as all steps being done; None while there is."""
@@ -236,6 +286,18 @@ class Trainer:
                 found["val_loss_ema"] = self.evaluate()
         return found
 
+    def _sample(self) -> None:
+        """Show what the model writes by now, where that is due."""
+        if self.samples is None or not self.samples.due(self.step):
+            return
+        try:
+            with self._writing():
+                text = self.samples.take(self.step)
+        except FloatingPointError as error:  # the next step will say more
+            self.log.say(f"no sample after step {self.step}: {error}")
+        else:
+            self.log.say(f"step {self.step} writes: {text!r}")  # on one line, no control characters
+
     def _due(self, every: int) -> bool:
         return self.step % every == 0
 
@@ -249,16 +311,32 @@ class Trainer:
         return self._elapsed + time.monotonic() - self._began
 
     def _diverged(
-        self, loss: float, norm: float, batches: Sequence[Any], random: dict[str, Any]
+        self, loss: float, norm: float, parts: Sequence[Part], random: dict[str, Any]
     ) -> Diverged:
         """What is known about the step that failed: its number, the op, and where to go back to."""
         backend.random.load_state(random)  # the same dropout again
-        op = first_bad_op(lambda: self.gradient(batches))
+        op = first_bad_op(lambda: self.gradient(parts))
         where = f": {op}" if op else ""
         return Diverged(
             f"the loss is {loss} and its gradient has norm {norm} at step {self.step + 1}{where}, "
             f"so training stopped; {self._last_good()}; a lower learning rate often helps"
         )
+
+    @contextmanager
+    def _allocating(self) -> Iterator[None]:
+        """Within: running out of memory ends the run with a sentence, not with a traceback."""
+        try:
+            yield
+        except MemoryError as error:
+            c, why = self.config, str(error)
+            ways = "a smaller --batch-size (with --accumulate for the same update) or --context"
+            if not c.gradient_checkpointing:
+                ways += ", or in this run --resume with --gradient-checkpointing"
+            raise OutOfMemory(
+                f"there is not enough memory to go on after step {self.step} with batch_size "
+                f"{c.batch_size} and context {c.context}{f' ({why})' if why else ''}, so training "
+                f"stopped; {self._last_good()}; less is needed by {ways}"
+            ) from error
 
     def _last_good(self) -> str:
         saved = self.run.checkpoint()
@@ -290,6 +368,8 @@ class Trainer:
                 self.run.keep_last(self.config.keep_last, best)
 
     def _write(self, folder: Path) -> None:
+        if self.team is not None:
+            self.team.gather()
         self.model.save_pretrained(folder)
         self.task.save(folder)
         checkpoint.save_training(folder, self.optimizer, self.state())
@@ -323,12 +403,28 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
         }
 
-    def resume(self, folder: Path) -> None:
+    def resume(self, folder: Path | None) -> None:
         """Go on from the checkpoint in `folder`, whose weights `model` already has.
 
         From here the run is bit for bit the one that was not stopped: records later than the
-        checkpoint are dropped, for they will be made again.
+        checkpoint are dropped, for they will be made again. None is a run that has no checkpoint
+        yet: it begins anew.
         """
+        if folder is not None:
+            self._load(folder)
+        reached = -1 if folder is None else self.step
+        self.run.forget_after(reached)
+        if self.samples is not None:
+            self.samples.forget_after(reached)
+        if folder is None:
+            return
+        self.run.mark_latest(folder)  # a newer, damaged one may have been deleted
+        if self.best and not self.run.step_folder(self.best["step"]).is_dir():
+            self.best = None  # deleted by hand: the next one with a validation is the best
+        if self.best:  # a kill may have come just before the link was turned
+            self.run.mark_best(self.run.step_folder(self.best["step"]))
+
+    def _load(self, folder: Path) -> None:
         state = checkpoint.load_training(folder, self.optimizer)
         with checkpoint.reading(folder):
             self.task.load_state(state["data"])
@@ -340,12 +436,6 @@ class Trainer:
             if self.average is not None:
                 kept = self.model.from_pretrained(folder / checkpoint.AVERAGE)
                 self.average.load(kept.parameters())
-        self.run.forget_after(self.step)
-        self.run.mark_latest(folder)  # a newer, damaged one may have been deleted
-        if self.best and not self.run.step_folder(self.best["step"]).is_dir():
-            self.best = None  # deleted by hand: the next one with a validation is the best
-        if self.best:  # a kill may have come just before the link was turned
-            self.run.mark_best(self.run.step_folder(self.best["step"]))
 
     @contextmanager
     def _noticing_signals(self) -> Iterator[None]:
@@ -372,7 +462,7 @@ class Trainer:
     def _draw(self) -> None:
         try:
             why_not = plot.draw_loss(self.run.metrics(), self.run.picture_file)
-        except OSError as error:  # it can be drawn again: no reason to fail
-            why_not = f"loss.png was not drawn: {error.strerror or error}"
+        except (OSError, MemoryError) as error:  # it can be drawn again: no reason to fail
+            why_not = f"loss.png was not drawn: {getattr(error, 'strerror', None) or error}"
         if why_not:
             self.log.say(why_not)

@@ -1,0 +1,279 @@
+"""`pretrain gpt`: several seeds, rates by group, texts on the way, what programs are told."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinygrad_llm.cli import main
+from tinygrad_llm.cli import pretrain as command
+from tinygrad_llm.train import pretrain as training
+from tinygrad_llm.train.trainer import Trainer
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+COMMAND = [sys.executable, "-m", "tinygrad_llm"]
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """A small text in the present folder, which is a fresh one."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("".join(f"{i} and {i} make {2 * i}.\n" for i in range(300)))
+
+
+def pretrain(*arguments):
+    return ["pretrain", "gpt", "--preset", "tiny", "--data", "text.txt", "--no-mfu", *arguments]
+
+
+def weights(run):
+    return Path(run, "checkpoints/latest/model.safetensors").read_bytes()
+
+
+# --- several seeds --------------------------------------------------------------------------------
+
+
+def test_several_seeds_end_with_mean_and_spread(text, capsys):
+    assert main(pretrain("--seeds", "2", "--seed", "5", "--run", "my runs", "--steps", "10")) == 0
+    out = capsys.readouterr().out
+    assert not CONTROL.search(out)
+    content = json.loads(Path("my runs/seeds.json").read_text())
+    a, b = (f"{result['val_loss']:.4f}" for result in content["results"])
+    mean, std = (f"{content['val_loss'][key]:.4f}" for key in ("mean", "std"))
+    table = out[out.index("seed  steps") :].splitlines()
+    assert [line.split()[:3] for line in table[1:3]] == [["5", "10", a], ["6", "10", b]]
+    assert [line.split()[:2] for line in table[3:5]] == [["mean", mean], ["std", std]]
+    assert f"val loss {mean} ± {std} (mean ± sample standard deviation, 2 seeds)" in out
+    assert "loss curve: my runs/loss.png" in out
+    assert Path("my runs/loss.png").exists()
+
+    commands = re.findall(r"^(?:resume|sample): +(.*)$", out, flags=re.MULTILINE)
+    assert len(commands) == 2
+    for line in commands:  # as pasted into a shell
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+    assert main(pretrain("--run", "alone", "--seed", "6", "--steps", "10")) == 0
+    assert main(["pretrain", "gpt", "--resume", "alone", "--steps", "20"]) == 0
+    assert weights("my runs/seed-6") == weights("alone")
+
+
+def test_seeds_that_are_done_are_told_again(text, capsys):
+    assert main(pretrain("--seeds", "2", "--run", "runs", "--quiet")) == 0
+    table = capsys.readouterr().out
+    assert table.split()[:4] == ["seed", "steps", "val", "loss"]
+    assert main(["pretrain", "gpt", "--resume", "runs", "--quiet"]) == 0
+    assert capsys.readouterr().out == table
+    assert main(["pretrain", "gpt", "--resume", "runs", "--json"]) == 0
+    *said, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {"message": "seed 2 is done"} in said
+    assert [result["seed"] for result in last["results"]] == [1, 2]
+    assert last["val_loss"]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--resume", "runs", "--seeds", "3"], "leave out --seeds"),
+        (["--resume", "runs", "--lr", "0.5"], "cannot become 0.5"),
+        (["--seeds", "2", "--run", "runs"], "runs holds runs already: go on with --resume runs"),
+        (["--seeds", "-2", "--run", "more"], "seeds must be at least 1, got -2"),
+        (["--seeds", "x", "--run", "more"], "--seeds"),
+        (["--seeds", "2", "--data", "no/such.txt", "--run", "more"], "no/such.txt"),
+    ],
+)
+def test_seeds_that_cannot_be(text, capsys, arguments, words):
+    assert main(pretrain("--seeds", "1", "--run", "runs", "--steps", "1")) == 0
+    capsys.readouterr()
+    assert main(["pretrain", "gpt", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert not Path("more").exists()
+
+
+def test_a_seed_that_diverges_does_not_stop_the_others(text, capsys, monkeypatch):
+    gradient = Trainer.gradient
+
+    def spoilt(self, batches):
+        loss = gradient(self, batches)
+        return float("nan") if self.config.seed == 2 and self.step == 12 else loss
+
+    monkeypatch.setattr(Trainer, "gradient", spoilt)
+    assert main(pretrain("--seeds", "3", "--run", "runs")) == 1
+    out, err = capsys.readouterr()
+    assert re.search(r"^tinygrad-llm: seed 2: the loss is nan .* at step 13.*step-000010;", err)
+    assert re.search(r"^ +2 +12 +failed ", out, re.MULTILINE)
+    assert ", 2 seeds)" in out
+    results = json.loads(Path("runs/seeds.json").read_text())["results"]
+    assert [bool(result["failure"]) for result in results] == [False, True, False]
+    monkeypatch.setattr(Trainer, "gradient", gradient)
+    assert main(["pretrain", "gpt", "--resume", "runs"]) == 0  # that seed goes on
+    assert ", 3 seeds)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_seeds_and_prints_the_command_that_goes_on(text, number):
+    forever = pretrain("--seeds", "3", "--run", "it's mine", "--steps", "100000")
+    metrics = Path("it's mine/seed-1/metrics.jsonl")
+    with subprocess.Popen(
+        [*COMMAND, *forever], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        until = time.monotonic() + 60
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 500):
+            assert time.monotonic() < until, "training does not start"
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err == ""
+    match = re.search(rf"{number.name} after step (\d+); saved\. Go on with:\n  (.*)\n", out)
+    assert match is not None, out
+    assert not Path("it's mine/seed-2").exists()
+    steps = int(match[1]) + 2
+    done = subprocess.run(f"{match[2]} --steps {steps}", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads(Path("it's mine/seeds.json").read_text())["results"]
+    assert [(result["seed"], result["step"]) for result in results] == [
+        (1, steps),
+        (2, steps),
+        (3, steps),
+    ]
+
+
+def test_ctrl_c_between_two_seeds_prints_the_command_too(text, capsys, monkeypatch):
+    start, begun = training.start, []
+
+    def stopped(*arguments):
+        if begun:
+            raise KeyboardInterrupt
+        begun.append(1)
+        return start(*arguments)
+
+    monkeypatch.setattr(training, "start", stopped)
+    assert main(pretrain("--seeds", "2", "--run", "runs")) == 130
+    out = capsys.readouterr().out
+    assert re.search(r"stopped by SIGINT\. Go on with:\n  .* pretrain gpt --resume runs\n", out)
+    monkeypatch.setattr(training, "start", start)
+    assert main(["pretrain", "gpt", "--resume", "runs"]) == 0
+    assert Path("runs/seed-2/loss.png").exists()
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def test_rates_and_texts_by_flags(text, capsys):
+    rates = ["--lr-groups", "wte=0.1", "h.0.*=2", "--gradient-checkpointing"]
+    assert main(pretrain("--run", "run", *rates, "--sample-every", "10")) == 0
+    out = capsys.readouterr().out
+    config = Path("run/config.toml").read_text()
+    assert 'lr_groups = {"wte" = 0.1, "h.0.*" = 2.0}\n' in config
+    assert "gradient_checkpointing = true\n" in config
+    assert len(re.findall(r"^step \d0 writes: '.*'$|^step \d0 writes: \".*\"$", out, re.M)) == 2
+    lines = Path("run/samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20]
+    assert not CONTROL.search(out)
+    assert main(["pretrain", "gpt", "--config", "run/config.toml", "--run", "again"]) == 0
+    assert weights("again") == weights("run")
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        ("wtee=0.1", "lr_groups: 'wtee' matches no parameter; the nearest is 'wte'"),
+        ("wte", "--lr-groups: expected PATTERN=FACTOR, such as wte=0.1, got 'wte'"),
+        ("wte=x", "expected PATTERN=FACTOR, such as wte=0.1, got 'wte=x'"),
+        ("wte=-1", "train.lr_groups wte must be 0 or more, got -1.0"),
+    ],
+)
+def test_rates_that_mean_nothing(text, capsys, factor, words):
+    assert main(pretrain("--run", "run", "--lr-groups", factor)) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert not Path("run").exists()
+
+
+def test_programs_are_told_in_json(text, capsys):
+    assert main(pretrain("--run", "run", "--json")) == 0
+    *said, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [o["step"] for o in said if "step" in o] == list(range(21))
+    assert last["run"] == "run"
+    assert last["step"] == 20
+    assert last["val_loss"] == said[-1]["val_loss"]
+    assert last["tokens_per_second"] > 0
+    assert isinstance(last["sample"], str)
+
+
+def test_quiet_tells_the_result_only(text, capsys):
+    assert main(pretrain("--run", "run", "--quiet")) == 0
+    out = capsys.readouterr().out
+    assert re.fullmatch(r"run: val loss \d\.\d{4} after 20 steps\n", out)
+
+
+def test_the_speed_is_told_with_its_share_of_the_peak(text, capsys, monkeypatch):
+    monkeypatch.setattr(training, "measured_peak", lambda device: 1e9)
+    assert main([*pretrain("--run", "run"), "--mfu"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^speed: +[\d,]+ tokens/s, \d+% of the measured peak \(median", out, re.M)
+    assert main(pretrain("--run", "without")) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^speed: +[\d,]+ tokens/s \(median over the steps\)$", out, re.M)
+
+
+def test_too_little_memory_is_one_sentence(text, capsys, monkeypatch):
+    def large(*_):
+        np.empty(2**60, np.uint8)
+
+    with monkeypatch.context() as small:
+        small.setattr(Trainer, "gradient", large)
+        assert main(pretrain("--run", "run")) == 2
+    err = capsys.readouterr().err
+    assert "not enough memory to go on after step 0 with batch_size 4 and context 16" in err
+    assert "there is no checkpoint yet" in err
+    assert err.count("\n") == 1
+    with monkeypatch.context() as small:
+        small.setattr(training, "new_model", large)
+        assert main(pretrain("--run", "other")) == 2
+    err = capsys.readouterr().err
+    assert "there is not enough memory to begin (Unable to allocate" in err
+    assert not Path("other").exists()
+
+
+def test_help_has_every_flag(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", "gpt", "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    for flag in (
+        "--seeds",
+        "--lr-groups",
+        "--gradient-checkpointing",
+        "--sample-every",
+        "--no-mfu",
+    ):
+        assert flag in out
+
+
+def test_the_examples_in_the_help_run(text, capsys):
+    """As they stand there, but for a size and a number of steps that take no time."""
+    Path("text.txt").rename("book.txt")
+    small = shlex.split(
+        "--data book.txt --steps 2 --batch-size 2 --context 8 --n-layer 2 --n-head 2 --n-embd 8 "
+        "--vocab-size 260 --eval-batches 1 --max-new-tokens 1 --no-mfu --quiet"
+    )
+    examples = [
+        shlex.split(line)[1:]
+        for line in command.HELP.splitlines()
+        if line.startswith("  tinygrad-llm ")
+    ]
+    assert len(examples) >= 6
+    for example in examples:
+        short = ["--steps", "3", "--quiet"] if "--resume" in example else small
+        assert main([*example, *short]) == 0, example
+        assert "val loss" in capsys.readouterr().out
