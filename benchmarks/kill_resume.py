@@ -5,9 +5,11 @@ stopped at random moments of three kinds: while it starts and reads the checkpoi
 steps, and in the middle of a save, which shows by its unfinished folder. Then it goes on with
 `--resume`, until the run is over; every checkpoint that a kill leaves is compared with its
 checksums. The model is tiny, but everything with a state is on: dropout, several batches in an
-update, an average of the weights, a warm-up, pruning of old checkpoints.
+update, an average of the weights, a warm-up, pruning of old checkpoints. With `--processes` the
+signal goes to the first of the processes that share a step.
 
-    python benchmarks/kill_resume.py [--kills 20] [--signal KILL TERM] [--seeds 1 2] [--save]
+    python benchmarks/kill_resume.py [--kills 20] [--signal KILL TERM] [--seeds 1 2]
+        [--processes 2] [--save]
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ eval_batches = 2
 checkpoint_every = 5
 keep_last = 3
 seed = {seed}
+processes = {processes}
 [sample]
 max_new_tokens = 0
 """
@@ -71,6 +74,7 @@ class Outcome:
     signal: str
     seed: int
     steps: int
+    processes: int
     stopped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     in_a_save: int = 0  # stopped with an unfinished checkpoint there
     equal: dict[str, bool] = field(default_factory=dict)
@@ -81,16 +85,19 @@ class Outcome:
         return sum(self.stopped.values())
 
 
-def compare(name: str, seed: int, kills: int, steps: int, folder: Path) -> Outcome:
+def compare(
+    name: str, seed: int, kills: int, steps: int, processes: int, folder: Path
+) -> Outcome:
     """One run left in peace, one stopped `kills` times; what differs at their end."""
     (folder / "text.txt").write_text("".join(f"{i} and {i} make {2 * i}.\n" for i in range(2000)))
-    text = CONFIG.format(text=folder / "text.txt", seed=seed, steps=steps)
+    sizes = {"seed": seed, "steps": steps, "processes": processes}
+    text = CONFIG.format(text=folder / "text.txt", **sizes)
     (folder / "config.toml").write_text(text)
     whole, stopped = folder / "whole", folder / "stopped"
     finish(begin(folder, whole))
 
     chance = random.Random(seed)
-    outcome = Outcome(name, seed, steps)
+    outcome = Outcome(name, seed, steps, processes)
     kinds = [KINDS[i % len(KINDS)] for i in range(kills)]
     chance.shuffle(kinds)
     for kind in kinds:
@@ -217,12 +224,12 @@ def equal(whole: Path, stopped: Path) -> dict[str, bool]:
 
 def table(outcomes: list[Outcome]) -> str:
     """Markdown: a row per run."""
-    heads = ["signal", "seed", "steps", "kills", *(f"while {kind}" for kind in KINDS)]
+    heads = ["signal", "seed", "steps", "processes", "kills", *(f"while {kind}" for kind in KINDS)]
     heads += ["with a checkpoint half written", "what differs", "sha256 of the weights"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for o in outcomes:
         differing = [what for what, same in o.equal.items() if not same]
-        cells = [f"SIG{o.signal}", o.seed, o.steps, o.kills, *o.stopped.values(), o.in_a_save]
+        cells = [f"SIG{o.signal}", o.seed, o.steps, o.processes, o.kills, *o.stopped.values(), o.in_a_save]
         cells += [", ".join(differing) or "nothing", f"`{o.sha256[:16]}…`"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
@@ -233,6 +240,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="in each run")
     parser.add_argument("--signal", nargs="+", choices=SIGNALS, default=list(SIGNALS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--processes", type=int, default=1, help="that share a step")
     parser.add_argument("--save", action="store_true", help="write into benchmarks/results/")
     arguments = parser.parse_args()
     about = environment()
@@ -241,7 +249,8 @@ def main() -> None:
     for name in arguments.signal:
         for seed in arguments.seeds:
             with tempfile.TemporaryDirectory() as folder:
-                outcomes.append(compare(name, seed, arguments.kills, steps, Path(folder)))
+                sizes = arguments.kills, steps, arguments.processes
+                outcomes.append(compare(name, seed, *sizes, Path(folder)))
             print(f"SIG{name}, seed {seed}: {outcomes[-1]}", flush=True)
     title = ", ".join(f"{key} {value}" for key, value in about.items())
     print(f"\n{title}\n\n{table(outcomes)}")
@@ -257,6 +266,7 @@ def _save(arguments: argparse.Namespace, about: dict[str, str], outcomes: list[O
     command += (
         f" --signal {' '.join(arguments.signal)} --seeds {' '.join(map(str, arguments.seeds))}"
     )
+    command += f" --processes {arguments.processes}"
     title = ", ".join(f"{key} {value}" for key, value in about.items())
     (RESULTS / "kill_resume.md").write_text(
         f"# Runs killed and resumed\n\n`{command}`: {title}\n\n"

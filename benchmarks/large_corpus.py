@@ -161,7 +161,7 @@ def table(found: dict[str, Any]) -> str:
         "",
         f"`large_corpus.py --size {found['bytes'] // 10**6}`: {about}",
         "",
-        f"Peak memory is {verdict} the {LIMIT_MIB} MiB of issue 3.",
+        f"Peak memory is {verdict} the {LIMIT_MIB} MiB.",
         "",
         "| | |",
         "|---|---|",
