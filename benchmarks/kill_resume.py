@@ -85,9 +85,7 @@ class Outcome:
         return sum(self.stopped.values())
 
 
-def compare(
-    name: str, seed: int, kills: int, steps: int, processes: int, folder: Path
-) -> Outcome:
+def compare(name: str, seed: int, kills: int, steps: int, processes: int, folder: Path) -> Outcome:
     """One run left in peace, one stopped `kills` times; what differs at their end."""
     (folder / "text.txt").write_text("".join(f"{i} and {i} make {2 * i}.\n" for i in range(2000)))
     sizes = {"seed": seed, "steps": steps, "processes": processes}
@@ -229,7 +227,15 @@ def table(outcomes: list[Outcome]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for o in outcomes:
         differing = [what for what, same in o.equal.items() if not same]
-        cells = [f"SIG{o.signal}", o.seed, o.steps, o.processes, o.kills, *o.stopped.values(), o.in_a_save]
+        cells = [
+            f"SIG{o.signal}",
+            o.seed,
+            o.steps,
+            o.processes,
+            o.kills,
+            *o.stopped.values(),
+            o.in_a_save,
+        ]
         cells += [", ".join(differing) or "nothing", f"`{o.sha256[:16]}…`"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import types
 from typing import Any
 
 import ml_dtypes
@@ -320,3 +321,38 @@ def test_memory_tuning_can_be_switched_off():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "False"
+
+
+# --- BLAS -----------------------------------------------------------------------------------------
+
+
+def test_the_threads_of_blas_can_be_set_and_put_back():
+    before = backend.blas_threads()
+    if before is None:
+        pytest.skip("NumPy has another BLAS here")
+    a = np.ones((200, 200))
+    try:
+        assert backend.set_blas_threads(1) == before
+        assert backend.blas_threads() == 1
+        assert (a @ a == 200).all()
+        assert backend.set_blas_threads(2) == 1
+        assert backend.blas_threads() == 2
+        assert (a @ a == 200).all()
+    finally:
+        backend.set_blas_threads(before)
+    assert backend.blas_threads() == before
+
+
+def test_another_blas_keeps_its_threads(monkeypatch):
+    monkeypatch.setattr(backend, "_openblas", lambda: None)
+    assert backend.blas_threads() is None
+    assert backend.set_blas_threads(1) is None
+
+
+def test_an_array_of_cupy_has_its_namespace(monkeypatch):
+    """cupy.ndarray has no __array_namespace__ of its own."""
+    cupy = types.ModuleType("cupy")
+    array = type("ndarray", (), {"__module__": "cupy"})()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert backend.namespace(array) is cupy
+    assert backend.is_array(array)

@@ -35,12 +35,18 @@ def namespace(x: Any) -> Any:
     """
     if type(x) is np.ndarray:
         return np
+    if _is_cupy(x):  # whose arrays do not know their namespace
+        return sys.modules["cupy"]
     return x.__array_namespace__()
 
 
 def is_array(x: Any) -> bool:
     """True for a NumPy or CuPy array (not for a NumPy scalar or a Tensor)."""
-    return isinstance(x, np.ndarray) or type(x).__module__.partition(".")[0] == "cupy"
+    return isinstance(x, np.ndarray) or _is_cupy(x)
+
+
+def _is_cupy(x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] == "cupy"
 
 
 def cupy() -> ModuleType:

@@ -1,6 +1,6 @@
 """A run stopped by a signal again and again, beside the same run left in peace: `test_kill.py`.
 
-python killed_runs.py FOLDER SEED STOPS SIGKILL|SIGTERM
+python killed_runs.py FOLDER SEED STOPS SIGKILL|SIGTERM PROCESSES
 
 Every attempt is a process of its own, forked from this one so that it starts at once. SIGTERM comes
 from outside at random moments. So does every other SIGKILL; the others come from within, before or
@@ -30,11 +30,12 @@ from tinygrad_llm.train.trainer import Interrupted, Trainer
 STEPS = 80
 
 
-def settings(text):
+def settings(text, processes):
     """A tiny run that has everything with a state: dropout, pieces, an average, texts, pruning."""
     tiny = configuration.preset("tiny")
     limits = {"steps": STEPS, "eval_every": 2, "checkpoint_every": 2, "keep_last": 2}
     size = {"accumulate": 2, "batch_size": 2, "gradient_checkpointing": True, "mfu": False}
+    size["processes"] = processes
     rates = {"wte": 0.5, "h.0.mlp": 2.0}
     train = replace(tiny.train, **limits, **size, lr_groups=rates, ema=0.9, patience=50)
     sample = replace(tiny.sample, every=3, every_max_new_tokens=2)
@@ -152,11 +153,11 @@ def samples(folder):
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
-def main(folder, seed, stops, number):
+def main(folder, seed, stops, number, processes):
     chance = random.Random(seed)
     text = folder / "text.txt"
     text.write_text("".join(f"{i} and {i} make {2 * i}.\n" for i in range(200)))
-    config, killed = settings(text), folder / "killed"
+    config, killed = settings(text, processes), folder / "killed"
     attempt(folder / "whole", config)
 
     found, in_save = 0, 0
@@ -187,4 +188,5 @@ def main(folder, seed, stops, number):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), signal.Signals[sys.argv[4]])
+    where, first, count, name, together = sys.argv[1:]
+    main(Path(where), int(first), int(count), signal.Signals[name], int(together))

@@ -59,3 +59,16 @@ def test_another_model_is_refused():
         average.load([Tensor([1.0])])
     average.load([Tensor([3.0, 4.0])])
     assert average.arrays[0].tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_weights_stay_where_they_lie(dtype):
+    """Other processes may share their memory."""
+    p = Tensor(np.array([1.0, 2.0]), dtype=dtype, requires_grad=True)
+    memory = p.data
+    average = WeightAverage([p], 0.9)
+    average.arrays[0][...] = 1.0001  # which float16 has not
+    with average.in_place():
+        np.testing.assert_array_equal(p.data, average.arrays[0])
+    assert p.data is memory
+    assert p.tolist() == [1.0, 2.0]

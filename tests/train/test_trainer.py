@@ -411,6 +411,18 @@ def test_nan_is_never_the_best(config, tmp_path):
     assert trainer.best == {"step": 101, "val_loss": 2.0}
 
 
+def test_weights_that_a_step_has_spoilt_are_not_saved(config, tmp_path, monkeypatch):
+    real = Trainer.evaluate
+
+    def evaluate(self):
+        return math.nan if self.step == 6 else real(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    with pytest.raises(Diverged, match=r"validation loss is nan after step 6.*step-000004;"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints/step-000006").exists()
+
+
 def test_latest_names_a_checkpoint_again_after_the_newest_was_deleted(config, tmp_path):
     run = train(config, tmp_path / "run").run
     newest = run.checkpoint()

@@ -75,8 +75,8 @@ class Options:
 def run(arguments: Sequence[str]) -> int:
     """Train; 0 when done, 1 when the loss is no longer a number, 128 + n after signal n.
 
-    Raises UsageError for bad input, and where the run folder can no longer be written or there is
-    not enough memory.
+    Raises UsageError for bad input, and where the run folder can no longer be written, there is not
+    enough memory, or a process that shares the work dies.
     """
     with user_input():
         options = read_options(_after_architecture(arguments))
@@ -178,6 +178,7 @@ def _beginning() -> Iterator[None]:
 
 def _fit(ready: Pretraining, folder: Path, options: Options) -> None:
     """Train; where a signal ends it, print the command that goes on with `folder`."""
+    from tinygrad_llm.train.parallel import Lost
     from tinygrad_llm.train.trainer import Interrupted, NotSaved, OutOfMemory
 
     try:
@@ -185,7 +186,7 @@ def _fit(ready: Pretraining, folder: Path, options: Options) -> None:
     except Interrupted as stop:
         _print_way_on(str(stop), folder, options)
         raise
-    except (NotSaved, OutOfMemory) as error:
+    except (NotSaved, OutOfMemory, Lost) as error:
         raise UsageError(str(error)) from error
 
 

@@ -38,12 +38,19 @@ class WeightAverage:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within: the average in the place of the weights."""
-        weights = [p.data.copy() for p in self.parameters]
-        self._put(self.arrays)
+        arrays = [p.data for p in self.parameters]  # in memory that other processes may share
+        weights = [array.copy() for array in arrays]
+        for p, mean in zip(self.parameters, self.arrays, strict=True):
+            if mean.dtype == p.dtype:
+                p.data[...] = mean
+            else:  # half precision would round the average
+                p.data = mean
         try:
             yield
         finally:
-            self._put(weights)
+            for p, array, weight in zip(self.parameters, arrays, weights, strict=True):
+                array[...] = weight
+                p.data = array
 
     def load(self, parameters: Iterable[Tensor]) -> None:
         """Go on from the average that a checkpoint kept; ValueError where its shapes differ."""
@@ -55,14 +62,6 @@ class WeightAverage:
             backend.to_device(_wide(theirs.data), p.device)
             for theirs, p in zip(found, self.parameters, strict=True)
         ]
-
-    def _put(self, arrays: list[backend.Array]) -> None:
-        """Into the memory of the weights, which other processes may share."""
-        for p, array in zip(self.parameters, arrays, strict=True):
-            if array.dtype == p.dtype:
-                p.data[...] = array
-            else:  # half precision would round the average
-                p.data = array
 
 
 def _wide(array: backend.Array, copy: bool = False) -> backend.Array:

@@ -28,6 +28,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ class Part(NamedTuple):
 
 
 class Lost(RuntimeError):
-    """A process of the team has died; one sentence for people."""
+    """A process of the team has died, or could not be started; one sentence for people."""
 
 
 class Team:
@@ -61,6 +62,8 @@ class Team:
         count: how many processes, this one included.
 
     `start()` forks the others, which see all Python objects as they are then.
+
+    Raises ValueError for parameters on a GPU or in half precision, of which steps need a copy.
     """
 
     def __init__(
@@ -72,21 +75,36 @@ class Team:
         count: int,
     ) -> None:
         self.parameters = list(parameters)
+        for p in self.parameters:
+            if p.device != "cpu" or p.dtype.itemsize < 4:
+                raise ValueError(
+                    "several processes train float32 or float64 parameters on the CPU, got one in "
+                    f"{p.dtype} on {p.device}: train with processes = 1"
+                )
         self.optimizer, self.count = optimizer, count
         self._add_gradient, self._evaluate = gradient, evaluate
-        self.owner = owners([p.size for p in self.parameters], count)
+        self.owner = owners([p.size if p.requires_grad else 0 for p in self.parameters], count)
         self._links: list[Connection] = []
         self._children: list[Any] = []
         self._gradients: list[list[np.ndarray]] = []  # of each process, in shared memory
         self._blas_threads: int | None = None
         self._rank, self._clip = 0, 1.0
+        self._spread = False  # whether the others hold a part of the optimiser's state
 
     # --- what the trainer calls -------------------------------------------------------------------
 
     def start(self) -> None:
-        """Fork the others; nothing where they run already."""
-        if self._children:
+        """Fork the others; nothing where they run already. Raises Lost where that cannot be."""
+        if self._gradients:
             return
+        self._check_state()
+        try:
+            self._start()
+        except OSError as error:  # also of mmap, where there is no memory
+            self.stop()
+            raise Lost(f"{self.count} processes cannot be started ({error.strerror})") from error
+
+    def _start(self) -> None:
         for p, shared in zip(self.parameters, _shared_like(self.parameters), strict=True):
             shared[...] = p.data
             p.data = shared
@@ -108,9 +126,9 @@ class Team:
 
     def stop(self) -> None:
         """End the others; the weights stay where they are."""
-        atexit.unregister(self.stop)
         for child in self._children:
-            child.kill()  # it holds nothing that is not here, or was given up with this run
+            child.kill()  # it holds nothing that was not gathered, or given up with this run
+        for child in self._children:
             child.join()
         for link in self._links:
             link.close()
@@ -118,12 +136,14 @@ class Team:
         if self._blas_threads is not None:
             backend.set_blas_threads(self._blas_threads)
             self._blas_threads = None
+        atexit.unregister(self.stop)  # last: what cuts this short must not keep Python from ending
 
     def gradient(self, parts: Sequence[Part], max_norm: float) -> tuple[float, float]:
         """The loss of the parts and the norm of its gradient, which lies with the owners.
 
         What is longer than `max_norm` is made so long by the step, as by `clip_grad_norm_`.
         """
+        self.start()
         shares = [parts[rank :: self.count] for rank in range(self.count)]
         found = self._all("_work_out", [(share,) for share in shares])
         missing = [none for _, none in found]
@@ -135,14 +155,16 @@ class Team:
     def step(self) -> None:
         """θ ← θ − update(∂L/∂θ), with the optimiser's options as they are here."""
         options = [_without_params(group) for group in self.optimizer.param_groups]
+        self._spread = self.count > 1
         self._all("_update", [(self._clip, options)] * self.count)
 
     def losses(self, batches: Iterable[Any]) -> Iterator[tuple[Any, float]]:
         """(batch, its loss) for each, in order; as many at a time as there are processes."""
+        running = 1 + len(self._children)
         group: list[Any] = []
         for batch in batches:
             group.append(batch)
-            if len(group) == self.count:
+            if len(group) == running:
                 yield from self._losses(group)
                 group = []
         yield from self._losses(group)
@@ -154,21 +176,30 @@ class Team:
         yield from zip(group, self._all("_evaluate", jobs), strict=True)
 
     def gather(self) -> None:
-        """Bring the optimiser's state together here, to be saved."""
+        """Bring the optimiser's state together here, to be saved. Raises Lost where it is gone."""
+        self._check_state()
         if not self._children:
             return
         for found in self._all("_own_state", [()] * self.count):
             for i, state in found.items():
                 self.optimizer.state[self.parameters[i]] = state
+        self._spread = False
+
+    def _check_state(self) -> None:
+        if self._spread and not self._children:
+            raise Lost("the optimiser's state was lost with the processes that held a part of it")
 
     def _all(self, function: str, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
         """[self.function(*job) in process 0, 1, …]; where jobs are fewer, the last ones rest."""
-        for link, job in zip(self._links, jobs[1:], strict=False):
-            with _noticing_death():
-                link.send((function, job))
-        mine = getattr(self, function)(*jobs[0])
-        answers = [self._answer(link) for link in self._links[: len(jobs) - 1]]
-        return [mine, *answers]
+        try:
+            for link, job in zip(self._links, jobs[1:], strict=False):
+                with _noticing_death():
+                    link.send((function, job))
+            mine = getattr(self, function)(*jobs[0])
+            return [mine, *map(self._answer, self._links[: len(jobs) - 1])]
+        except BaseException:
+            self.stop()  # an answer that is still to come would be taken for that of the next job
+            raise
 
     def _answer(self, link: Connection) -> Any:
         with _noticing_death():
@@ -176,7 +207,7 @@ class Team:
         if error == "MemoryError":
             raise MemoryError(value)
         if error:
-            raise RuntimeError(f"in a process of the team:\n{value}")
+            raise RuntimeError(f"a process that helped with the training failed:\n\n{value}")
         return value
 
     # --- what each process does -------------------------------------------------------------------
@@ -185,7 +216,7 @@ class Team:
         """The life of a process that was forked: answer until nobody asks any more."""
         _become_a_helper(link)
         self._rank = rank
-        with np.errstate(over="ignore", invalid="ignore"), contextlib.suppress(EOFError, OSError):
+        with contextlib.suppress(EOFError, OSError):
             while True:
                 name, job = link.recv()
                 try:
@@ -260,7 +291,8 @@ def cut(
     """The parts of a step: each batch in `count` pieces along its first axis.
 
     A batch is an array, or a tuple, list or dict of arrays, with a row per example. Parts without
-    targets are left out. The stream steps over what is set aside for the parts.
+    targets are left out: a batch may have fewer rows than `count`. The stream steps over what is
+    set aside for the parts.
     """
     pieces = [piece for batch in batches for piece in _split(batch, count)]
     sizes = [size(piece) for piece in pieces]
@@ -277,13 +309,15 @@ def _split(batch: Any, count: int) -> list[Any]:
         values = [_split(value, count) for value in batch.values()]
         return [dict(zip(batch, piece, strict=True)) for piece in zip(*values, strict=True)]
     if isinstance(batch, tuple | list):
-        return list(map(type(batch), zip(*[_split(b, count) for b in batch], strict=True)))
+        make = getattr(batch, "_make", type(batch))  # a named tuple takes its values one by one
+        return list(map(make, zip(*[_split(value, count) for value in batch], strict=True)))
     return np.array_split(batch, count)
 
 
 # Where nobody said how many processes: bytes of gradients in all of them, and FLOPs of a step that
 # are worth a process (it costs about half a millisecond).
 _MOST_MEMORY, _LEAST_WORK = 1 << 30, 1 << 27
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores together, in how many
 
 
 def processes_for(wanted: int, device: str, rows: int, tokens: int, parameters: int) -> int:
@@ -291,15 +325,16 @@ def processes_for(wanted: int, device: str, rows: int, tokens: int, parameters: 
 
     One per core, as long as each gets a row of the batch, the work is worth it (6 FLOPs for each
     token and parameter) and the gradients stay small beside everything else; one where a GPU
-    computes. The cores are those that this process may use, or OMP_NUM_THREADS or
-    OPENBLAS_NUM_THREADS where they say less.
+    computes. The cores are those that this process may use, or fewer where its container (cgroup
+    v2), OMP_NUM_THREADS or OPENBLAS_NUM_THREADS say so.
 
     Raises ValueError where several are wanted and the system cannot fork safely, or on a GPU.
     """
     can_fork = sys.platform == "linux" and device == "cpu"
     if wanted > 1 and not can_fork:
         raise ValueError(
-            f"train.processes = {wanted} needs the CPU of a Linux system: leave it out, or give 1"
+            f"train.processes = {wanted} needs the CPU of a Linux system, not {device} on "
+            f"{sys.platform}: give --processes 1"
         )
     if wanted or not can_fork:
         return max(1, wanted)
@@ -314,6 +349,9 @@ def _cores() -> int:
         value = os.environ.get(name, "").strip()
         if value.isdecimal() and int(value):
             cores = min(cores, int(value))
+    with contextlib.suppress(OSError, ValueError):  # no such limit: "max 100000", or no such file
+        quota, period = map(int, _CPU_MAX.read_text().split())
+        cores = min(cores, max(1, quota // period))
     return cores
 
 
@@ -340,8 +378,7 @@ def _noticing_death() -> Iterator[None]:
         yield
     except (EOFError, ConnectionError) as error:
         raise Lost(
-            "a process that helped with the training has died, perhaps for want of memory: go on "
-            "with --resume, with fewer --processes"
+            "a process that helped with the training has died, perhaps for want of memory"
         ) from error
 
 
@@ -352,9 +389,9 @@ def _become_a_helper(link: Connection) -> None:
     # What was open stays with the first process alone: its end of our pipe, the lock on the run.
     os.closerange(3, link.fileno())
     os.closerange(link.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
     with contextlib.suppress(OSError, AttributeError):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that could be said
+    if parent is None or os.getppid() != parent.pid:  # it died before that could be said
         os._exit(0)

@@ -29,7 +29,7 @@ from tinygrad_llm.train.blackbox import first_bad_op
 from tinygrad_llm.train.config import TrainConfig
 from tinygrad_llm.train.ema import WeightAverage
 from tinygrad_llm.train.log import Log
-from tinygrad_llm.train.parallel import Part, Team, cut
+from tinygrad_llm.train.parallel import Lost, Part, Team, cut
 from tinygrad_llm.train.run import Record, Run
 from tinygrad_llm.train.samples import Samples
 from tinygrad_llm.train.stopping import End, Limits
@@ -148,17 +148,17 @@ class Trainer:
         """Train until a limit of `config` is reached; the last state is validated and saved.
 
         Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that very step, Diverged
-        when the loss is no longer finite, OutOfMemory when an array cannot be allocated, and
-        NotSaved when the run folder cannot be written.
+        when the loss is no longer finite, OutOfMemory when an array cannot be allocated, Lost when
+        a process that shares the work dies, and NotSaved when the run folder cannot be written.
         """
         self._began = time.monotonic()
-        if self.team is not None:
-            self.team.start()  # before the log: a bar has a thread, which no fork survives
-        self.log.start(self.step, self.config.steps)
         try:
             # An overflow needs no warning of NumPy's: the run stops at what comes of it.
             quiet = np.errstate(over="ignore", invalid="ignore")
-            with self._noticing_signals(), quiet, self._allocating():
+            with self._noticing_signals(), quiet, self._explaining():
+                if self.team is not None:
+                    self.team.start()  # before the log: a bar has a thread, which no fork survives
+                self.log.start(self.step, self.config.steps)
                 self._loop()
         finally:
             if self.team is not None:
@@ -182,6 +182,11 @@ class Trainer:
                 self.end = self.end or self.over()  # the patience may be used up now
                 saving = saving or (self.config.patience > 0 and self.limits.waited == 0)
             self._note({**record, "elapsed": self._seconds()})
+            if not math.isfinite(record.get("val_loss", 0.0)):  # this step spoilt the weights
+                raise Diverged(
+                    f"the validation loss is {record['val_loss']} after step {self.step}, so "
+                    f"training stopped; {self._last_good()}; a lower learning rate often helps"
+                )
             self._sample()
             if self.end or saving:
                 self.save(record["val_loss"])
@@ -323,15 +328,22 @@ class Trainer:
         )
 
     @contextmanager
-    def _allocating(self) -> Iterator[None]:
-        """Within: running out of memory ends the run with a sentence, not with a traceback."""
+    def _explaining(self) -> Iterator[None]:
+        """Within: what the machine cannot do ends the run with a sentence, not with a traceback."""
         try:
             yield
+        except Lost as error:
+            raise Lost(
+                f"{error}, so training stopped after step {self.step}; {self._last_good()}: go on "
+                "with --resume, perhaps with fewer --processes"
+            ) from error
         except MemoryError as error:
             c, why = self.config, str(error)
             ways = "a smaller --batch-size (with --accumulate for the same update) or --context"
             if not c.gradient_checkpointing:
                 ways += ", or in this run --resume with --gradient-checkpointing"
+            if self.team is not None:
+                ways += ", or fewer --processes"
             raise OutOfMemory(
                 f"there is not enough memory to go on after step {self.step} with batch_size "
                 f"{c.batch_size} and context {c.context}{f' ({why})' if why else ''}, so training "
