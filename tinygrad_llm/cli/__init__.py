@@ -24,6 +24,7 @@ COMMANDS = {
     "runs": "list the runs and how they stand; compare some of them",
     "tokenizer": "train a tokenizer, show how one cuts a text",
     "gradcheck": "check the gradient of every op against central differences",
+    "xray": "compile a GPU kernel on any machine, show what became of it",
     "doctor": "say what this machine has and what would be used",
     "completion": "print what makes bash, zsh or fish complete commands and flags",
 }

@@ -16,6 +16,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from tinygrad_llm.cli.arguments import parse
 from tinygrad_llm.cli.errors import UsageError
 from tinygrad_llm.data import corpora, download
+from tinygrad_llm.kernels.compile import kernels
 from tinygrad_llm.train.config import TOKENIZERS
 
 HELP = """\
@@ -42,6 +43,7 @@ FORMS = {
     "tokenizer train": ("tokenizer", "TrainOptions"),
     "tokenizer show": ("tokenizer", "ShowOptions"),
     "gradcheck": ("gradcheck", "Options"),
+    "xray": ("xray", "Options"),
     "doctor": ("doctor", "Options"),
     "completion": ("completion", "Options"),
 }
@@ -137,7 +139,11 @@ def _flags(kind: type) -> Iterator[Flag]:
 
 
 # What a word in a metavar stands for.
-_NAMED = {"NAME": (*corpora.names(), *download.PUBLIC), "KIND": TOKENIZERS}
+_NAMED = {
+    "NAME": (*corpora.names(), *download.PUBLIC),
+    "KIND": TOKENIZERS,
+    "KERNEL": tuple(kernels()),
+}
 _POSITIONAL = get_args(Positional[str])[1]
 _PATHS = ("DIR", "FILE", "FOLDER", "PATH", "RUN", "SOURCE")  # in a metavar: it names a path
 

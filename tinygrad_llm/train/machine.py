@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tinygrad_llm import backend
+from tinygrad_llm.kernels import mode
 
 
 def choose_device(wanted: str = "auto") -> tuple[str, str]:
@@ -52,6 +53,7 @@ def facts() -> Iterator[tuple[str, str]]:
         yield name, _version(name)
     yield "CuPy", _distribution("cupy")
     yield "Triton", _distribution("triton")
+    yield "kernels", _kernels()
     yield "GPU", _gpus()
     device, why = choose_device()
     yield "device", f"{device} ({why})"
@@ -106,6 +108,14 @@ def _gpus() -> str:
         runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())
     ]
     return ", ".join(names)
+
+
+def _kernels() -> str:
+    """Where Triton kernels would run, and why; Triton is not imported for that."""
+    try:
+        return mode.describe()
+    except ValueError as error:  # the variable that chooses says something else
+        return str(error)
 
 
 def physical_memory() -> int | None:
