@@ -1,6 +1,7 @@
 """The lessons run as a reader runs them, keep their promises, and say what they are meant to."""
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -11,16 +12,20 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LESSONS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
 
 
-def run(lesson: Path | str, folder: Path) -> str:
+def run(lesson: Path | str, folder: Path, **environment: str) -> str:
     """What the lesson prints; every warning is an error, and so is an assert of its own."""
     # One BLAS thread: small products gain nothing from two, and lose much when a core is busy.
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {"PYTHONUTF8": "1", "TINYGRAD_LLM_KERNELS": "interpret", **environment}
     done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / lesson],
         cwd=folder,  # a lesson works from any folder, and leaves nothing there
-        env={**os.environ, **threads, "PYTHONUTF8": "1"},
+        env={**os.environ, **threads, **environment},
         capture_output=True,
         encoding="utf-8",
         check=False,
@@ -102,6 +107,64 @@ def test_04_the_gpt_beats_every_baseline_and_writes_words(tmp_path: Path) -> Non
     assert uniform > unigram > bigram > trained
     after = number(r"after training, (\d+)%", samples)
     assert after > number(r"before training, (\d+)%", samples) + 20
+
+
+@needs_triton
+def test_05_every_softmax_moves_the_bytes_that_are_claimed(tmp_path: Path) -> None:
+    rungs, online, gpu = parts(run("05_a_softmax_kernel.py", tmp_path))
+    table = re.findall(r"^   (\D+?) +(\d+) bytes = (\S+) \|x\|; error (\S+)", rungs, re.MULTILINE)
+    assert [(name, walks) for name, _, walks, _ in table] == [
+        ("naive", "6.00"),
+        ("fused", "2.00"),
+        ("online", "3.00"),
+        ("the library's", "2.00"),
+    ]
+    assert [int(moved) for _, moved, _, _ in table] == [192128, 64000, 96000, 64000]
+    assert max(float(error) for *_, error in table) < 1e-6
+    shrinks = [float(x) for x in re.findall(r"times (\S+);", online)]
+    assert shrinks[0] == 0.0  # there was nothing before
+    assert shrinks[1] == 1.0  # a block without a new maximum
+    assert 0 < min(shrinks[2:]) < max(shrinks[2:]) < 1
+    assert number(r"fused +A100 +\d+ µs  H100 +(\d+) µs", gpu) == 160
+
+
+@needs_triton
+def test_06_the_counted_reads_and_the_x_ray_of_every_rung(tmp_path: Path) -> None:
+    tiles, order, rungs = parts(run("06_a_matmul_kernel.py", tmp_path))
+    assert "one element a program 128 KiB, a tile of 16 × 16 8 KiB" in tiles
+    assert re.findall(r"GROUP (\d): (\d+) KiB", order) == [("1", "90"), ("3", "54")]
+    found = re.findall(r"^   (\d) \D+\d+ registers, +(\d+) KiB .*, (.*)\n", rungs, re.MULTILINE)
+    assert [rung for rung, _, _ in found] == list("12345")
+    assert [units for *_, units in found] == ["no tensor cores"] * 4 + ["wgmma"]
+    shared = [int(size) for _, size, _ in found]
+    assert shared[0] < shared[1] == shared[2] < shared[3] < shared[4]
+    assert re.findall(r"(\S+) FLOPs a byte: ", rungs) == ["0.25", "16", "16", "16", "64"]
+
+
+@needs_triton
+def test_07_flash_attention_moves_and_multiplies_less(tmp_path: Path) -> None:
+    counted, roofline, memory = parts(run("07_flash_attention.py", tmp_path))
+    assert re.findall(r"(\w+(?: causal)?) +(\d+) KiB  (\S+) MFLOP", counted) == [
+        ("naive", "1152", "8.4"),
+        ("flash", "320", "8.4"),
+        ("naive causal", "1152", "8.4"),
+        ("flash causal", "224", "5.2"),
+    ]
+    limits = re.findall(r"(.100): at least (\S+) ms, for (\w+)", roofline)
+    assert [what for *_, what in limits] == ["memory", "memory", "multiplying", "multiplying"]
+    assert float(limits[3][1]) < float(limits[1][1]) / 4
+    assert number(r"T 65536: +(\S+) GiB", memory) == 256
+
+
+@pytest.mark.parametrize("lesson", LESSONS[4:], ids=lambda path: path.stem)
+def test_without_triton_a_lesson_on_kernels_says_what_to_install(
+    lesson: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    hidden = tmp_path_factory.mktemp("hidden")
+    (hidden / "triton.py").write_text("raise ImportError('as if it were not installed')\n")
+    output = run(lesson, tmp_path, PYTHONPATH=str(hidden))
+    assert output.count("\n") == 1
+    assert "pip install triton" in output
 
 
 @pytest.mark.parametrize("lesson", LESSONS[:3], ids=lambda path: path.stem)
