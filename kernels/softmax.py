@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tinygrad_llm.backend import Array
-from tinygrad_llm.kernels.compile import Known, Specimen
+from tinygrad_llm.kernels.compile import Specimen
 from tinygrad_llm.kernels.language import INTERPRETED, tl, triton
 from tinygrad_llm.kernels.launch import cdiv, launch, next_power_of_2
 from tinygrad_llm.kernels.layout import as_rows, broadcast, check_floats, namespace, needs_int64
@@ -124,13 +124,14 @@ def backward(
             **config,
         )
 
-    run(config or choose(_backward_blocks, _candidates(rows, columns), g, (rows, columns), run))
+    candidates = _candidates(rows, columns, longest=16384)  # more would not fit into registers
+    run(config or choose(_backward_blocks, candidates, g, (rows, columns), run))
     return dx
 
 
 @functools.lru_cache(1024)
-def _candidates(rows: int, columns: int) -> tuple[Config, ...]:
-    """What may be fastest, the likeliest first: whole rows up to 32 Ki columns, or else blocks.
+def _candidates(rows: int, columns: int, longest: int = 32768) -> tuple[Config, ...]:
+    """What may be fastest, the likeliest first: whole rows up to `longest`, or else blocks.
 
     A thread should hold 4 to 32 numbers: less gives it no loads to overlap, more no registers.
     """
@@ -139,7 +140,7 @@ def _candidates(rows: int, columns: int) -> tuple[Config, ...]:
         block = min(whole, 4096)
         return (_config(min(next_power_of_2(rows), max(1, 65536 // block)), block, 4),)
     found = []
-    if whole <= 32768:
+    if whole <= longest:
         for tile in (2048, 4096, 8192, 1024):
             tile_rows = max(1, tile // whole)
             warps = min(16, max(1, tile_rows * whole // 512))
@@ -392,14 +393,14 @@ def specimens(dtype: str) -> Iterator[Specimen]:
         bytes=2 * 32768 * size,
         flops=5 * 32768,
     )
+    most = {"ROWS": 1, "BLOCK": 16384}
     yield Specimen(
         "backward, the longest whole row",
         _backward_whole_rows,
-        gradients | shape("gy", 64, 32768, 1) | flags | most,
+        gradients | shape("gy", 64, 16384, 1) | flags | most,
         num_warps=32,
-        known=(Known("spills", "blocks would read 5·|x| instead of 3·|x|", at_most=192),),
-        bytes=3 * 32768 * size,
-        flops=4 * 32768,
+        bytes=3 * 16384 * size,
+        flops=4 * 16384,
     )
     mask = {"mask": f"*{dtype}", "mask0": 0, "mask1": 0, "mask2": 1024, "mask3": 1}
     yield Specimen(
