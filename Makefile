@@ -3,6 +3,8 @@
 #   make test    install what the tests need, run them all
 #   make check   lint, format and types
 #   make bench   cost per recorded op on this machine
+#   make gpu     on a machine with an NVIDIA GPU: are the kernels right, and how fast (8 minutes)?
+#                It installs nothing and uses the Python at hand: make gpu PYTHON=python3
 # Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -11,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.plots
@@ -31,6 +33,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.plots
 	$(BIN)/python benchmarks/op_overhead.py
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -28,6 +28,7 @@ from tinygrad_llm.backend import (
     uint8,
 )
 from tinygrad_llm.checkpointing import checkpoint
+from tinygrad_llm.dispatch import use_kernels
 from tinygrad_llm.gradcheck import gradcheck
 from tinygrad_llm.ops import arange, eye, full, ones, rand, randint, randn, zeros
 from tinygrad_llm.storage import load_file, save_file
@@ -71,5 +72,6 @@ __all__ = [
     "save_file",
     "set_default_dtype",
     "uint8",
+    "use_kernels",
     "zeros",
 ]

@@ -21,11 +21,11 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from sys import getrefcount
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from tinygrad_llm import watch
+from tinygrad_llm import dispatch, watch
 from tinygrad_llm.backend import Array, is_float, namespace
 from tinygrad_llm.tensor import Tensor
 
@@ -86,6 +86,13 @@ def is_grad_enabled() -> bool:
 _FREED: Any = ("freed",)
 
 
+class _Launched(NamedTuple):
+    """A node's choice, in its `kept`: the kernel of its forward, and what that saved."""
+
+    kernel: Any
+    saved: tuple[Any, ...]
+
+
 class Function:
     """One op: y = forward(x₁, x₂, …); backward turns ∂L/∂y into ∂L/∂x₁, ∂L/∂x₂, …
 
@@ -111,8 +118,13 @@ class Function:
     `save` takes inputs, the output, and integer or boolean arrays. `keep` takes what is cheaper to
     hold than to compute again but is neither: backward finds it in `self.kept`, which is None when
     `g` is a Tensor; it must then compute it from what was saved, or there is no second order.
+
+    An op with a fused twin names its row in `dispatch.TABLE` as `kernel` and has two more methods.
+    `forward_kernel(kernel, …)` launches it and saves what the op's own `backward` takes, for the
+    second order; `backward_kernel(kernel, g, …)` gets what the kernel's forward handed out.
     """
 
+    kernel: ClassVar[str] = ""
     second_order: ClassVar[bool] = True  # False: create_graph is refused, by name
 
     parents: tuple[Function | Leaf | None, ...] = ()
@@ -130,6 +142,14 @@ class Function:
     def backward(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} does not define backward()")
 
+    def forward_kernel(self, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
+        """(output, what backward_kernel is handed): forward() by a file of kernels/."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward_kernel()")
+
+    def backward_kernel(self, *args: Any, **kwargs: Any) -> Any:
+        """backward() by the kernel of the forward."""
+        raise NotImplementedError(f"{type(self).__name__} does not define backward_kernel()")
+
     @classmethod
     def apply(cls, *inputs: Tensor, **options: Any) -> Tensor:
         """Compute the op on Tensors, and record it when a gradient may be asked for."""
@@ -141,7 +161,10 @@ class Function:
                 parents = tuple([x.node for x in inputs])
                 if any(parents):
                     node.parents = parents
-            y = node.forward(*arrays, **options)
+            if cls.kernel and (dispatch.forced or type(arrays[0]) is not np.ndarray):
+                y = node._choose_and_run(arrays, options)
+            else:
+                y = node.forward(*arrays, **options)
         except Exception as error:
             _explain(error, cls, inputs)
             raise
@@ -159,6 +182,14 @@ class Function:
         if level > RECORD:
             watch.after_forward(node, [*arrays, *options.values()], out.data)
         return out
+
+    def _choose_and_run(self, arrays: list[Array], options: dict[str, Any]) -> Array:
+        choice = dispatch.select(self.kernel, arrays, options)
+        if choice.module is None:
+            return self.forward(*arrays, **options)
+        y, saved = self.forward_kernel(choice.module, *arrays, **options)
+        self.kept = _Launched(choice.module, saved)
+        return y
 
     def needs(self, i: int) -> bool:
         """True when a gradient of input i will be asked for; forward and backward may ask."""
@@ -218,9 +249,8 @@ class Function:
         )
 
     def _release(self) -> None:
-        if self.saved:
-            self.saved = _FREED
-        self.kept = None
+        if self.saved or self.kept is not None:
+            self.saved, self.kept = _FREED, None
 
     @property
     def name(self) -> str:
@@ -452,7 +482,13 @@ def _walk(
                 if create_graph:
                     gradients = node._backward_on_tensors(g)
                 else:
-                    gradients = node.backward(g, *node._load())
+                    saved = node._load()
+                    kept = node.kept
+                    if kept is None or type(kept) is not _Launched:
+                        gradients = node.backward(g, *saved)
+                    else:
+                        gradients = node.backward_kernel(kept.kernel, g, *kept.saved)
+                    saved = kept = None  # what was saved goes now, not with the next node
             except Exception as error:
                 error.add_note(f"in the backward of {node.name}, with {len(node.saved)} saved")
                 raise

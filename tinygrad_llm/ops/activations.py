@@ -17,8 +17,21 @@ from tinygrad_llm.ops.erf import erf_of
 from tinygrad_llm.tensor import Tensor
 
 
-class Relu(Function):
+class _Activation(Function):
+    """What those with a kernel share: its file knows them by the name of their row."""
+
+    def forward_kernel(self, kernel: Any, x: Array) -> tuple[Array, Any]:
+        self.save(x)
+        return kernel.forward(x, kind=self.kernel)
+
+    def backward_kernel(self, kernel: Any, g: Array, *saved: Any) -> Array:
+        return kernel.backward(g, *saved, kind=self.kernel)
+
+
+class Relu(_Activation):
     """y = max(x, 0)        dx = g where y > 0, else 0"""
+
+    kernel = "relu"
 
     def forward(self, x: Array) -> Array:
         y = namespace(x).maximum(x, x.dtype.type(0))
@@ -28,9 +41,16 @@ class Relu(Function):
     def backward(self, g: Any, y: Any) -> Any:
         return g * (y > 0)
 
+    def forward_kernel(self, kernel: Any, x: Array) -> tuple[Array, Any]:
+        y, _ = kernel.forward(x, kind="relu")
+        self.save(y)
+        return y, (y,)  # which is positive where x is, so that x need not stay
 
-class Gelu(Function):
+
+class Gelu(_Activation):
     """y = x Φ(x), Φ(x) = ½ (1 + erf(x/√2))        dx = g (Φ + x φ), φ = Φ′ = e^(−x²/2) / √2π"""
+
+    kernel = "gelu"
 
     def forward(self, x: Array) -> Array:
         self.save(x)
@@ -63,11 +83,13 @@ def _normal_cdf(x: Any) -> Any:
 _C0, _C1 = math.sqrt(2.0 / math.pi), 0.044715
 
 
-class GeluTanh(Function):
+class GeluTanh(_Activation):
     """y = x s, s = ½ (1 + tanh u), u = √(2/π) (x + 0.044715 x³)
 
     dx = g (s + 2 x s (1 − s) u′), u′ = √(2/π) (1 + 0.134145 x²)
     """
+
+    kernel = "gelu_tanh"
 
     def forward(self, x: Array) -> Array:
         self.save(x)
@@ -112,8 +134,10 @@ def _gelu_gate(x: Any) -> Any:
     return u
 
 
-class Silu(Function):
+class Silu(_Activation):
     """y = x σ(x)        dx = g (σ + x σ (1 − σ))"""
+
+    kernel = "silu"
 
     def forward(self, x: Array) -> Array:
         self.save(x)

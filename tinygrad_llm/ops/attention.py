@@ -39,6 +39,8 @@ class Attention(Function):
     as one more column: [s Q, −L] [K, 1]ᵀ = s Q Kᵀ − L, and [g, −δ] [V, 1]ᵀ = g Vᵀ − δ.
     """
 
+    kernel = "attention"
+
     def forward(
         self,
         q: Array,
@@ -52,8 +54,7 @@ class Attention(Function):
         p: float,
         draw: tuple[int, int],
     ) -> Array:
-        self.hidden, self.causal, self.scale = hidden, causal, scale
-        self.has_bias, self.keep_scale = bias is not None, 1.0 / (1.0 - p)
+        self._remember(bias, hidden, causal, scale, p, draw)
         xp = namespace(q)
         mask = keep_mask((*q.shape[:-1], k.shape[-2]), p, *draw, xp) if p else None
         y = xp.empty((*q.shape[:-1], v.shape[-1]), dtype=v.dtype)
@@ -76,11 +77,25 @@ class Attention(Function):
             part.of(y)[...] = sums * share  # dividing (T, D) instead of (T, S)
             part.of(logs)[...] = m - xp.log(share)
 
-        for part in _parts(q, k, causal):
-            compute(part)
+        with _quiet():
+            for part in _parts(q, k, causal):
+                compute(part)
         self.save(q, k, v, bias, mask, y)
         self.keep(logs)
         return y
+
+    def _remember(
+        self,
+        bias: Array | None,
+        hidden: Array | None,
+        causal: bool,
+        scale: float,
+        p: float,
+        draw: tuple[int, int],
+    ) -> None:
+        self.hidden, self.causal, self.scale = hidden, causal, scale
+        self.has_bias, self.p, self.draw = bias is not None, p, draw
+        self.keep_scale = 1.0 / (1.0 - p)
 
     def _weigh(
         self,
@@ -135,6 +150,9 @@ class Attention(Function):
         self, g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Array | None, y: Any
     ) -> Any:
         if isinstance(g, Tensor):
+            if self.p and mask is None:  # a kernel ran the forward
+                scores = (*q.shape[:-1], k.shape[-2])
+                mask = keep_mask(scores, self.p, *self.draw, namespace(q.data))
             return self._recorded(g, q, k, v, bias, mask)[: 3 + self.has_bias]
         xp, logs = namespace(g), self.kept
         dq, dk, dv = xp.empty_like(q), xp.empty_like(k), xp.empty_like(v)
@@ -173,8 +191,9 @@ class Attention(Function):
             """One key/value head may serve a group of query heads: its gradients add up."""
             total += sum_to(parts, total.shape)
 
-        for part in _parts(q, k, self.causal):
-            compute(part)
+        with _quiet():
+            for part in _parts(q, k, self.causal):
+                compute(part)
         return (dq, dk, dv) if dbias is None else (dq, dk, dv, narrowed(dbias, bias))
 
     def _recorded(
@@ -198,6 +217,39 @@ class Attention(Function):
         # One key/value head may serve a group of query heads: its gradients add up.
         dbias = None if bias is None else sum_to(ds, bias.shape)
         return dq, sum_to(dk, k.shape), sum_to(dv, v.shape), dbias
+
+    def forward_kernel(
+        self,
+        kernel: Any,
+        q: Array,
+        k: Array,
+        v: Array,
+        bias: Array | None = None,
+        *,
+        hidden: Array | None,
+        **options: Any,
+    ) -> tuple[Array, Any]:
+        self._remember(bias, hidden, **options)
+        y, saved = kernel.forward(q, k, v, bias, hidden, **options)
+        self.save(q, k, v, bias, None, y)
+        return y, saved
+
+    def backward_kernel(self, kernel: Any, g: Array, *saved: Any) -> Any:
+        gradients = kernel.backward(
+            g,
+            *saved,
+            causal=self.causal,
+            scale=self.scale,
+            p=self.p,
+            draw=self.draw,
+            bias_gradient=self.has_bias and self.needs(3),
+        )
+        return gradients[: 3 + self.has_bias]
+
+
+def _quiet() -> np.errstate:
+    """OpenBLAS sometimes raises the flag "invalid" over lanes that it then throws away."""
+    return np.errstate(invalid="ignore")
 
 
 def _wide(dtype: np.dtype) -> np.dtype:

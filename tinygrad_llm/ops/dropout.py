@@ -16,15 +16,31 @@ from tinygrad_llm.tensor import Tensor
 class Dropout(Function):
     """y = x ⊙ m / (1 − p)        dx = g ⊙ m / (1 − p),  m ~ Bernoulli(1 − p)"""
 
+    kernel = "dropout"
+
     def forward(self, x: Array, p: float, seed: int, offset: int) -> Array:
-        self.draw = seed, offset
+        self._remember(p, seed, offset)
         keep = keep_mask(x.shape, p, seed, offset, namespace(x))
-        self.scale = 1.0 / (1.0 - p)
         self.save(keep)
         return narrowed(x * keep * self.scale, x)
 
-    def backward(self, g: Any, keep: Array) -> Any:
+    def backward(self, g: Any, keep: Array | None = None) -> Any:
+        if keep is None:  # of the second order after a kernel, which saves no mask
+            keep = keep_mask(g.shape, self.p, *self.draw, namespace(g.data))
         return g * keep * self.scale
+
+    def forward_kernel(
+        self, kernel: Any, x: Array, p: float, seed: int, offset: int
+    ) -> tuple[Array, Any]:
+        self._remember(p, seed, offset)
+        return kernel.forward(x, p=p, seed=seed, offset=offset)
+
+    def backward_kernel(self, kernel: Any, g: Array) -> Array:
+        seed, offset = self.draw
+        return kernel.backward(g, p=self.p, seed=seed, offset=offset)
+
+    def _remember(self, p: float, seed: int, offset: int) -> None:
+        self.draw, self.p, self.scale = (seed, offset), p, 1.0 / (1.0 - p)
 
 
 def keep_mask(shape: tuple[int, ...], p: float, seed: int, offset: int, xp: Any) -> Array:

@@ -13,6 +13,8 @@ from tinygrad_llm.tensor import Tensor
 class Embedding(Function):
     """y = W[ids]        dW = zeros with dW[idsₖ] += gₖ"""
 
+    kernel = "embedding"
+
     def forward(self, w: Array, ids: Array, padding_idx: int | None) -> Array:
         self.shape, self.padding_idx = w.shape, padding_idx
         self.save(ids)
@@ -26,6 +28,22 @@ class Embedding(Function):
         if isinstance(g, Tensor):
             return AddRows.apply(rows, ids=ids, shape=self.shape)
         return Part(rows, self.shape, lambda whole, g: add_rows(whole, ids, g))
+
+    def forward_kernel(
+        self, kernel: Any, w: Array, ids: Array, padding_idx: int | None
+    ) -> tuple[Array, Any]:
+        self.shape, self.padding_idx = w.shape, padding_idx
+        self.save(ids)
+        y, _ = kernel.forward(w, ids, padding_idx=padding_idx)
+        return y, (ids,)
+
+    def backward_kernel(self, kernel: Any, g: Array, ids: Array) -> Any:
+        ids, rows, padding = ids.reshape(-1), g.reshape(ids.size, self.shape[1]), self.padding_idx
+
+        def add(whole: Array, g: Array) -> None:
+            kernel.add_rows(whole, ids, g, padding_idx=padding)
+
+        return Part(rows, self.shape, add)
 
 
 class AddRows(Function):

@@ -20,6 +20,8 @@ from tinygrad_llm.tensor import Tensor
 class MatMul(Function):
     """y = A B        dA = g Bᵀ, dB = Aᵀ g  (summed over broadcast batch axes)"""
 
+    kernel = "matmul"
+
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         self.save(a if self.needs(1) else None, b if self.needs(0) else None)
@@ -37,9 +39,22 @@ class MatMul(Function):
             return a.reshape(n, shape[0]).swapaxes(0, 1) @ g.reshape(n, shape[1])
         return sum_to(a.swapaxes(-1, -2) @ g, shape)
 
+    def forward_kernel(self, kernel: Any, a: Array, b: Array) -> tuple[Array, Any]:
+        self.shapes = a.shape, b.shape
+        self.save(a if self.needs(1) else None, b if self.needs(0) else None)
+        return kernel.forward(a, b, needs=self._needs())
+
+    def backward_kernel(self, kernel: Any, g: Array, *saved: Any) -> Any:
+        return kernel.backward(g, *saved, needs=self._needs())[:2]
+
+    def _needs(self) -> tuple[bool, bool, bool, bool]:
+        return self.needs(0), self.needs(1), False, False
+
 
 class Linear(Function):
     """y = x Wᵀ + b        dx = g W, dW = gᵀ x, db = Σ g over rows"""
+
+    kernel = "linear"
 
     def forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         self.shape, self.has_bias = x.shape, b is not None
@@ -57,6 +72,26 @@ class Linear(Function):
         if not self.has_bias:
             return dx, dw
         return dx, dw, column_sum(rows) if self.needs(2) else None
+
+    def forward_kernel(
+        self, kernel: Any, x: Array, w: Array, b: Array | None = None
+    ) -> tuple[Array, Any]:
+        self.shape, self.has_bias = x.shape, b is not None
+        self.save(x if self.needs(1) else None, w if self.needs(0) else None)
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        y, saved = kernel.forward(rows, w.T, b, needs=self._needs())
+        return y.reshape(*x.shape[:-1], w.shape[0]), (self.saved[0], *saved)
+
+    def backward_kernel(self, kernel: Any, g: Array, x: Array | None, *saved: Any) -> Any:
+        rows = g.reshape(math.prod(g.shape[:-1]), g.shape[-1])
+        dx, _, db, _ = kernel.backward(rows, *saved, needs=self._needs())
+        dx = None if dx is None else dx.reshape(self.shape)
+        # (out, in) as W lies in memory; the product's own backward would give its transpose.
+        dw = None if x is None else kernel.matmul(rows.T, x.reshape(len(rows), self.shape[-1]))
+        return (dx, dw, db) if self.has_bias else (dx, dw)
+
+    def _needs(self) -> tuple[bool, bool, bool, bool]:
+        return self.needs(0), False, self.has_bias and self.needs(2), False
 
 
 def column_sum(rows: Any) -> Any:

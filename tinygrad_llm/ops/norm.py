@@ -24,6 +24,8 @@ class LayerNorm(Function):
     row and by column comes as a thin product, r wᵀ, from BLAS, and x̂ ⊙ w = x ⊙ r wᵀ − (μ r) wᵀ.
     """
 
+    kernel = "layer_norm"
+
     def forward(
         self, x: Array, w: Array | None = None, b: Array | None = None, *, eps: float
     ) -> Array:
@@ -40,6 +42,18 @@ class LayerNorm(Function):
     def backward(self, g: Any, x: Any, w: Any = None) -> Any:
         gradient = _recorded_gradient if isinstance(g, Tensor) else _layer_norm_gradient
         dx, dw, db = _in_blocks(gradient, g, x, w, self.eps)
+        has_w, has_b = self.has
+        return (dx, *(dw,) * has_w, *(db,) * has_b)
+
+    def forward_kernel(
+        self, kernel: Any, x: Array, w: Array | None = None, b: Array | None = None, *, eps: float
+    ) -> tuple[Array, Any]:
+        self.eps, self.has = eps, (w is not None, b is not None)
+        self.save(x, w)
+        return kernel.forward(x, w, b, eps=eps)
+
+    def backward_kernel(self, kernel: Any, g: Array, *saved: Any) -> Any:
+        dx, dw, db = kernel.backward(g, *saved, eps=self.eps)
         has_w, has_b = self.has
         return (dx, *(dw,) * has_w, *(db,) * has_b)
 
@@ -109,6 +123,8 @@ class RMSNorm(Function):
     dx = (ĝ − x̂ mean(ĝ ⊙ x̂)) / r with ĝ = g ⊙ w;  dw = Σ g ⊙ x̂ over rows
     """
 
+    kernel = "rms_norm"
+
     def forward(self, x: Array, w: Array | None = None, *, eps: float) -> Array:
         self.eps = eps
         self.save(x, w)
@@ -124,6 +140,17 @@ class RMSNorm(Function):
     def backward(self, g: Any, x: Any, w: Any = None) -> Any:
         dx, dw = _in_blocks(_rms_norm_gradient, g, x, w, self.eps)
         return dx if w is None else (dx, dw)
+
+    def forward_kernel(
+        self, kernel: Any, x: Array, w: Array | None = None, *, eps: float
+    ) -> tuple[Array, Any]:
+        self.eps = eps
+        self.save(x, w)
+        return kernel.forward(x, w, eps=eps, rms=True)
+
+    def backward_kernel(self, kernel: Any, g: Array, *saved: Any) -> Any:
+        dx, dw, _ = kernel.backward(g, *saved, eps=self.eps, rms=True)
+        return dx if dw is None else (dx, dw)
 
 
 def _rms_norm_gradient(g: Any, x: Any, w: Any, eps: float) -> tuple[Any, Any]:

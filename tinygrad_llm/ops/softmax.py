@@ -21,6 +21,8 @@ class Softmax(Function):
     row of −∞ everywhere gives zeros.
     """
 
+    kernel = "softmax"
+
     def forward(self, x: Array, axis: int) -> Array:
         self.axis = axis
         y = softmax_of(x, axis)
@@ -33,6 +35,26 @@ class Softmax(Function):
         dx = g * y
         dx -= y * sum_of(dx, self.axis, True)
         return dx
+
+    def forward_kernel(self, kernel: Any, x: Array, axis: int) -> tuple[Array, Any]:
+        self.axis = axis
+        y, _ = kernel.forward(_axis_last(x, axis))
+        y = _axis_back(y, axis)
+        self.save(y)
+        return y, (y,)
+
+    def backward_kernel(self, kernel: Any, g: Array, y: Array) -> Array:
+        dx = kernel.backward(_axis_last(g, self.axis), _axis_last(y, self.axis))
+        return _axis_back(dx, self.axis)
+
+
+def _axis_last(x: Array, axis: int) -> Array:
+    """A view with `axis` where the kernels have theirs; x itself when it is there."""
+    return x if axis in (-1, x.ndim - 1) else namespace(x).moveaxis(x, axis, -1)
+
+
+def _axis_back(x: Array, axis: int) -> Array:
+    return x if axis in (-1, x.ndim - 1) else namespace(x).moveaxis(x, -1, axis)
 
 
 def softmax_of(x: Array, axis: int, out: Array | None = None) -> Array:
@@ -58,6 +80,8 @@ def finite_max(x: Array, axis: Axis) -> Array:
 class LogSoftmax(Function):
     """y = x − ln Σ eˣ        dx = g − e^y Σ g"""
 
+    kernel = "log_softmax"
+
     def forward(self, x: Array, axis: int) -> Array:
         self.axis = axis
         xp, wide = namespace(x), widened(x)
@@ -70,6 +94,17 @@ class LogSoftmax(Function):
 
     def backward(self, g: Any, y: Any) -> Any:
         return g - namespace(g).exp(y) * sum_of(g, self.axis, True)
+
+    def forward_kernel(self, kernel: Any, x: Array, axis: int) -> tuple[Array, Any]:
+        self.axis = axis
+        y, _ = kernel.forward(_axis_last(x, axis), log=True)
+        y = _axis_back(y, axis)
+        self.save(y)
+        return y, (y,)
+
+    def backward_kernel(self, kernel: Any, g: Array, y: Array) -> Array:
+        dx = kernel.backward(_axis_last(g, self.axis), _axis_last(y, self.axis), log=True)
+        return _axis_back(dx, self.axis)
 
 
 class LogSumExp(Reduction):
@@ -123,6 +158,8 @@ class CrossEntropy(Function):
     by them, and the 1 before softmax becomes Σ q.
     """
 
+    kernel = "cross_entropy"
+
     def forward(
         self,
         x: Array,
@@ -154,6 +191,23 @@ class CrossEntropy(Function):
 
         over_rows(compute, x)
         return dx
+
+    def forward_kernel(
+        self,
+        kernel: Any,
+        x: Array,
+        target: Array,
+        counted: Array,
+        class_weight: Array | None,
+        smoothing: float,
+    ) -> tuple[Array, Any]:
+        self.target, self.counted = target, counted
+        self.class_weight, self.smoothing = class_weight, smoothing
+        self.save(x)
+        return kernel.forward(x, target, counted, class_weight, smoothing=smoothing)
+
+    def backward_kernel(self, kernel: Any, g: Array, *saved: Any) -> Array:
+        return kernel.backward(g, *saved, smoothing=self.smoothing)
 
     def _losses(self, x: Array, target: Array) -> Array:
         xp = namespace(x)
