@@ -5,9 +5,10 @@ same number of threads; the processes take turns in short bursts, so that what e
 does falls on all alike. PyTorch is treated well: fused AdamW, scaled_dot_product_attention, and
 glibc told to keep freed memory, as our own process does.
 
-    python benchmarks/train_step.py [--sizes S M] [--bursts 8] [--compile] [--save]
+    python benchmarks/train_step.py [--sizes S M] [--bursts 8] [--compile] [--jax] [--save]
 
-`gemm` is the floor: the matrix products of one step alone, through NumPy.
+`gemm` is the floor: the matrix products of one step alone, through NumPy; `products` says what
+share of a step that floor is.
 """
 
 from __future__ import annotations
@@ -160,6 +161,65 @@ def pytorch(size: dict[str, int], compiled: bool = False) -> Step:
     return step
 
 
+def jax(size: dict[str, int]) -> Step:
+    """The whole step as one function for XLA."""
+    import jax
+    import jax.numpy as jnp
+
+    x, y = batch(size)
+    heads, width = size["n_head"], size["n_embd"]
+    weights = {
+        name: jnp.asarray(tensor.numpy())
+        for name, tensor in our_model(size).state_dict().items()
+        if name != "lm_head.weight"
+    }
+
+    def norm(w: Any, h: Any, name: str) -> Any:
+        h = h - h.mean(-1, keepdims=True)
+        h = h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-5)
+        return h * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(w: Any, h: Any, name: str) -> Any:
+        return h @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def loss_of(w: Any) -> Any:
+        wte = w["transformer.wte.weight"]
+        h = wte[x] + w["transformer.wpe.weight"][: x.shape[1]]
+        for i in range(size["n_layer"]):
+            block = f"transformer.h.{i}"
+            qkv = linear(w, norm(w, h, f"{block}.ln_1"), f"{block}.attn.c_attn")
+            q, k, v = jnp.moveaxis(qkv.reshape(*x.shape, 3, heads, width // heads), 2, 0)
+            a = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+            h = h + linear(w, a.reshape(h.shape), f"{block}.attn.c_proj")
+            a = jax.nn.gelu(linear(w, norm(w, h, f"{block}.ln_2"), f"{block}.mlp.c_fc"))
+            h = h + linear(w, a, f"{block}.mlp.c_proj")
+        logp = jax.nn.log_softmax(norm(w, h, "transformer.ln_f") @ wte.T)
+        return -jnp.take_along_axis(logp, y[..., None], -1).mean()
+
+    def update(w: Any, m: Any, v: Any, t: Any) -> Any:
+        loss, g = jax.value_and_grad(loss_of)(w)
+        length = jnp.sqrt(sum((a * a).sum() for a in jax.tree.leaves(g)))
+        g = jax.tree.map(lambda a: a * jnp.minimum(1.0, 1.0 / (length + 1e-6)), g)
+        m = jax.tree.map(lambda m, a: 0.9 * m + 0.1 * a, m, g)
+        v = jax.tree.map(lambda v, a: 0.95 * v + 0.05 * a * a, v, g)
+
+        def moved(w: Any, m: Any, v: Any) -> Any:
+            change = (m / (1 - 0.9**t)) / (jnp.sqrt(v / (1 - 0.95**t)) + 1e-8)
+            return w * (1 - 3e-4 * 0.1) - 3e-4 * change
+
+        return jax.tree.map(moved, w, m, v), m, v, t + 1, loss
+
+    compiled = jax.jit(update, donate_argnums=(0, 1, 2))
+    zeros = [jax.tree.map(jnp.zeros_like, weights) for _ in range(2)]
+    state = [weights, *zeros, jnp.float32(1)]
+
+    def step() -> float:
+        *state[:], loss = compiled(*state)
+        return float(loss)
+
+    return step
+
+
 def gemm(size: dict[str, int]) -> Step:
     """The products of a step and nothing else, into memory that is there already."""
     n, c, v = size["batch"] * size["n_positions"], size["n_embd"], size["vocab"]
@@ -196,6 +256,7 @@ IMPLEMENTATIONS: dict[str, Callable[[dict[str, int]], Step]] = {
     TOGETHER: ours_together,
     "torch": pytorch,
     "torch.compile": lambda size: pytorch(size, compiled=True),
+    "jax": jax,
 }
 
 
@@ -279,9 +340,10 @@ def table(size: str, found: dict[str, list[dict[str, float]]]) -> str:
     """Markdown: a row per implementation; the ratio is the median of the ratios turn by turn."""
     against = found.get("torch")
     lines = [
-        f"| {size} | ms per step | spread | against torch | peak MiB | last loss |",
-        "|---|---|---|---|---|---|",
+        f"| {size} | ms per step | spread | against torch | products | peak MiB | last loss |",
+        "|---|---|---|---|---|---|---|",
     ]
+    floor = statistics.median([run["seconds"] for run in found["gemm"]])
     for name, runs in found.items():
         seconds = [run["seconds"] for run in runs]
         low, middle, high = statistics.quantiles(seconds, n=4)
@@ -289,7 +351,7 @@ def table(size: str, found: dict[str, list[dict[str, float]]]) -> str:
         loss = "" if name == "gemm" else f"{runs[-1]['loss']:.5f}"
         lines.append(
             f"| {name} | {middle * 1e3:.1f} | {low * 1e3:.1f}–{high * 1e3:.1f} | {ratio} | "
-            f"{max(run['peak_mib'] for run in runs):.0f} | {loss} |"
+            f"{floor / middle:.0%} | {max(run['peak_mib'] for run in runs):.0f} | {loss} |"
         )
     return "\n".join(lines)
 
@@ -304,6 +366,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["S", "M"])
     parser.add_argument("--bursts", type=int, default=8, help="turns per implementation")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--jax", action="store_true", help="JAX too")
     parser.add_argument("--save", action="store_true", help="write into benchmarks/results/")
     parser.add_argument("--worker", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -313,6 +376,7 @@ def main() -> None:
     names = ["gemm", "ours", TOGETHER]
     if _has_torch():
         names += ["torch"] + ["torch.compile"] * arguments.compile
+    names += ["jax"] * arguments.jax
     from machine import environment
 
     about = ", ".join(f"{key} {value}" for key, value in environment().items())
