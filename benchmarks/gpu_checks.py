@@ -166,12 +166,6 @@ RUNS = {
 
 def parity(dry: bool, add: Callable[[Row], object]) -> None:
     """A row per dtype and way to compute: the losses, and how far they are from NumPy's."""
-    try:
-        from tinygrad_llm import dispatch  # noqa: F401
-    except ImportError:
-        why = "this tinygrad_llm has no dispatch.py, so no use_kernels() to train with"
-        add({"part": "parity", "case": "training", "left_out": why})
-        return
     expected = losses("reference", "cpu", "float32", STEPS)
     add({"part": "parity", "case": "float32 NumPy", "losses": expected})
     runs = {"Triton": "triton"} if dry else RUNS

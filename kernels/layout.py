@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tinygrad_llm import backend
-from tinygrad_llm.backend import Array
-
-
-def namespace(x: Array) -> Any:
-    """The library of a raw array: `numpy` or `cupy`."""
-    return np if isinstance(x, np.ndarray) else sys.modules["cupy"]
+from tinygrad_llm.backend import Array, namespace
 
 
 def strides(x: Array) -> tuple[int, ...]:

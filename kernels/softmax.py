@@ -21,11 +21,12 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from tinygrad_llm.backend import Array
+from tinygrad_llm.backend import Array, namespace
 from tinygrad_llm.kernels.compile import Specimen
 from tinygrad_llm.kernels.language import INTERPRETED, tl, triton
 from tinygrad_llm.kernels.launch import cdiv, launch, next_power_of_2
-from tinygrad_llm.kernels.layout import as_rows, broadcast, check_floats, namespace, needs_int64
+from tinygrad_llm.kernels.layout import as_rows, broadcast, check_floats, needs_int64
+from tinygrad_llm.kernels.tiles import columns_of, row_offset, rows_of
 from tinygrad_llm.kernels.tune import Config, choose
 
 
@@ -156,30 +157,7 @@ def _config(rows: int, block: int, warps: int) -> Config:
     return {"ROWS": rows, "BLOCK": block, "num_warps": warps}
 
 
-# --- a tile of rows and columns -------------------------------------------------------------------
-
-
-@triton.jit
-def _rows(rows, ROWS: tl.constexpr):
-    """(row, inside) of this program's tile, as a column; 64 bits, as rows times a stride need."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    return row, row < rows
-
-
-@triton.jit
-def _place(row, n1, n2, s0, s1, s2):
-    """The offset of a row's first element: the row counts through three axes."""
-    return (row // n2 // n1) * s0 + (row // n2 % n1) * s1 + (row % n2) * s2
-
-
-@triton.jit
-def _columns(start, columns, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """(column, inside) of a tile, as a row."""
-    column = start + tl.arange(0, BLOCK)[None, :]
-    inside = column < columns
-    if WIDE:
-        column = column.to(tl.int64)
-    return column, inside
+# --- a tile of scores -----------------------------------------------------------------------------
 
 
 @triton.jit
@@ -222,12 +200,12 @@ def _forward_whole_rows(
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One walk: a program's tile holds ROWS rows from their first to their last column."""
-    row, row_inside = _rows(rows, ROWS)
-    column, column_inside = _columns(0, columns, BLOCK, WIDE)
+    row, row_inside = rows_of(tl.program_id(0), rows, ROWS)
+    column, column_inside = columns_of(0, columns, BLOCK, WIDE)
     inside = row_inside & column_inside
-    x += _place(row, n1, n2, x0, x1, x2)
+    x += row_offset(row, n1, n2, x0, x1, x2)
     if mask is not None:
-        mask += _place(row, n1, n2, mask0, mask1, mask2)
+        mask += row_offset(row, n1, n2, mask0, mask1, mask2)
     z = _scores(x, x3, mask, mask3, row, column, inside, columns, queries, scale, CAUSAL)
     m = _finite(tl.max(z, 1, keep_dims=True))
     s = tl.sum(tl.exp(z - m), 1, keep_dims=True)
@@ -243,14 +221,14 @@ def _forward_online(
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Two walks over rows of any length: m and s block by block, then y."""
-    row, row_inside = _rows(rows, ROWS)
-    x += _place(row, n1, n2, x0, x1, x2)
+    row, row_inside = rows_of(tl.program_id(0), rows, ROWS)
+    x += row_offset(row, n1, n2, x0, x1, x2)
     if mask is not None:
-        mask += _place(row, n1, n2, mask0, mask1, mask2)
+        mask += row_offset(row, n1, n2, mask0, mask1, mask2)
     m = tl.full([ROWS, 1], -float("inf"), tl.float32)
     s = tl.zeros([ROWS, 1], tl.float32)
     for start in range(0, columns, BLOCK):
-        column, column_inside = _columns(start, columns, BLOCK, WIDE)
+        column, column_inside = columns_of(start, columns, BLOCK, WIDE)
         inside = row_inside & column_inside
         z = _scores(x, x3, mask, mask3, row, column, inside, columns, queries, scale, CAUSAL)
         m_new = tl.maximum(m, tl.max(z, 1, keep_dims=True))
@@ -259,7 +237,7 @@ def _forward_online(
         m = m_new
     m = _finite(m)
     for start in range(0, columns, BLOCK):
-        column, column_inside = _columns(start, columns, BLOCK, WIDE)
+        column, column_inside = columns_of(start, columns, BLOCK, WIDE)
         inside = row_inside & column_inside
         z = _scores(x, x3, mask, mask3, row, column, inside, columns, queries, scale, CAUSAL)
         out = _normalised(z, m, s, LOG)
@@ -299,11 +277,11 @@ def _backward_whole_rows(
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One walk, as `_forward_whole_rows`."""
-    row, row_inside = _rows(rows, ROWS)
-    column, column_inside = _columns(0, columns, BLOCK, WIDE)
+    row, row_inside = rows_of(tl.program_id(0), rows, ROWS)
+    column, column_inside = columns_of(0, columns, BLOCK, WIDE)
     inside = row_inside & column_inside
-    g += _place(row, n1, n2, g0, g1, g2)
-    y += _place(row, n1, n2, y0, y1, y2)
+    g += row_offset(row, n1, n2, g0, g1, g2)
+    y += row_offset(row, n1, n2, y0, y1, y2)
     dy, p = _loaded(g, g3, y, y3, column, inside, LOG)
     total = tl.sum(dy if LOG else dy * p, 1, keep_dims=True)
     out = _gradient(dy, p, total, row, column, columns, queries, scale, CAUSAL, LOG)
@@ -317,16 +295,16 @@ def _backward_blocks(
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Two walks: Σ g ⊙ y block by block, then dx."""
-    row, row_inside = _rows(rows, ROWS)
-    g += _place(row, n1, n2, g0, g1, g2)
-    y += _place(row, n1, n2, y0, y1, y2)
+    row, row_inside = rows_of(tl.program_id(0), rows, ROWS)
+    g += row_offset(row, n1, n2, g0, g1, g2)
+    y += row_offset(row, n1, n2, y0, y1, y2)
     total = tl.zeros([ROWS, 1], tl.float32)
     for start in range(0, columns, BLOCK):
-        column, column_inside = _columns(start, columns, BLOCK, WIDE)
+        column, column_inside = columns_of(start, columns, BLOCK, WIDE)
         dy, p = _loaded(g, g3, y, y3, column, row_inside & column_inside, LOG)
         total += tl.sum(dy if LOG else dy * p, 1, keep_dims=True)
     for start in range(0, columns, BLOCK):
-        column, column_inside = _columns(start, columns, BLOCK, WIDE)
+        column, column_inside = columns_of(start, columns, BLOCK, WIDE)
         inside = row_inside & column_inside
         dy, p = _loaded(g, g3, y, y3, column, inside, LOG)
         out = _gradient(dy, p, total, row, column, columns, queries, scale, CAUSAL, LOG)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -474,18 +473,6 @@ def test_a_step_agrees_in_the_interpreter(checking: ModuleType) -> None:
     row = {"losses": checking.losses("triton", "cpu", "float32", 1), "tolerance": 2e-6}
     checking.judge(row, checking.losses("reference", "cpu", "float32", 1))
     assert "failed" not in row
-
-
-def test_without_dispatch_parity_says_so(
-    checking: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import tinygrad_llm
-
-    monkeypatch.delattr(tinygrad_llm, "dispatch", raising=False)
-    monkeypatch.setitem(sys.modules, "tinygrad_llm.dispatch", None)
-    rows: list[dict[str, Any]] = []
-    checking.parity(True, rows.append)
-    assert rows[0]["left_out"].startswith("this tinygrad_llm has no dispatch.py")
 
 
 @needs_interpreter

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from tinygrad_llm import backend
-from tinygrad_llm.backend import Array
-from tinygrad_llm.kernels.layout import namespace
+from tinygrad_llm.backend import Array, namespace
 
 if importlib.util.find_spec("triton") is None:  # Triton has no wheels but for Linux
     collect_ignore_glob = ["test_*.py"]

@@ -44,8 +44,8 @@ def test_write_folder_is_whole_or_absent(tmp_path):
 
 def test_everything_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
     events = []
-    fsync, replace = files._fsync, os.replace
-    monkeypatch.setattr(files, "_fsync", lambda p: (events.append(p.name), fsync(p)))
+    fsync, replace = files.sync, os.replace
+    monkeypatch.setattr(files, "sync", lambda p: (events.append(p.name), fsync(p)))
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
 
     def fill(folder):

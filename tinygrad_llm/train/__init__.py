@@ -1,4 +1,5 @@
-"""Training: `config` (what), `run` (the folder), `trainer` (the loop), `checkpoint`, `log`, `plot`.
+"""Training: `config` (what), `run` (the folder), `trainer` (the loop), `parallel` (several
+processes a step), `checkpoint`, `log`, `plot`, `seeds` (several runs), `samples`, `utilisation`.
 
 `pretrain` puts them together with a text, a tokenizer and a model. Imported by name, so that the
 command line loads only what a command needs.

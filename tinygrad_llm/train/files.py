@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from tinygrad_llm.data.cache import sync
+
 _TEMPORARY = ".unfinished-"  # what a killed process may leave; cleaned up by the next one
 
 
@@ -25,11 +27,11 @@ def write_file(path: Path, fill: Callable[[Path], object]) -> None:
     temporary = _beside(path)
     try:
         fill(temporary)
-        _fsync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _fsync(path.parent)
+    sync(path.parent)
 
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
@@ -47,12 +49,12 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
         fill(temporary)
         for folder, _, names in os.walk(temporary):
             for name in names:
-                _fsync(Path(folder, name))
-            _fsync(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
         os.replace(temporary, path)
     finally:
         remove_unfinished(path.parent)
-    _fsync(path.parent)
+    sync(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -88,9 +90,9 @@ def point(link: Path, target: str) -> None:
         temporary.symlink_to(target, target_is_directory=True)
     except OSError:
         temporary.write_text(f"{target}\n", encoding="utf-8")
-        _fsync(temporary)
+        sync(temporary)
     os.replace(temporary, link)
-    _fsync(link.parent)
+    sync(link.parent)
 
 
 def pointed(link: Path) -> Path | None:
@@ -106,13 +108,3 @@ def pointed(link: Path) -> Path | None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{_TEMPORARY}{path.name}")
-
-
-def _fsync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folder
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -296,11 +296,12 @@ def cut(
     """
     pieces = [piece for batch in batches for piece in _split(batch, count)]
     sizes = [size(piece) for piece in pieces]
+    total = sum(sizes)
     parts = []
     for piece, n in zip(pieces, sizes, strict=True):
         seed, offset = stream.reserve(_STREAM)
         if n:
-            parts.append(Part(piece, n / sum(sizes), {"seed": seed, "offset": offset}))
+            parts.append(Part(piece, n / total, {"seed": seed, "offset": offset}))
     return parts
 
 
