@@ -3,7 +3,8 @@
     python benchmarks/gpu.py [--parts checks,parity,matmul,…] [--minutes 8]
 
     checks      tests/kernels on the GPU, against float64, and tests/test_kernels_train.py
-    parity      a tiny GPT trained with NumPy, CuPy, cuBLAS and Triton: the same losses
+    parity      a tiny GPT trained with NumPy, CuPy, cuBLAS and Triton: the same losses; a step as
+                a CUDA graph, copies from pinned memory, figures of memory
     matmul, attention, softmax, layer_norm, cross_entropy, adamw
                 times beside cuBLAS, PyTorch, flash-attn, Liger, as far as they are installed, and
                 beside the copy bandwidth and matrix rate measured before them in the same run
@@ -221,6 +222,8 @@ def child(options: argparse.Namespace) -> int:
             add({"part": part, "case": "tests", "left_out": "a dry run has no device"})
         elif part == "parity":
             gpu_checks.parity(options.dry, add)
+            if not options.dry:
+                gpu_checks.machinery(add)
         else:
             benchmark(part, options.seconds - (time.monotonic() - start), options.dry, add)
     return 0

@@ -181,6 +181,139 @@ def parity(dry: bool, add: Callable[[Row], object]) -> None:
             add(row)
 
 
+def machinery(add: Callable[[Row], object], steps: int = 6) -> None:
+    """A row for each thing around a training step that only a device can prove."""
+    checks: dict[str, Callable[[], str]] = {
+        "CUDA graph": lambda: graph_differs(steps),
+        "pinned copies": copies_differ,
+        "memory figures": memory_is_wrong,
+    }
+    for name, check in checks.items():
+        row: Row = {"part": "parity", "case": name}
+        try:
+            wrong = check()
+        except Exception as error:
+            wrong = f"{type(error).__name__}: {str(error).strip()[:300]}"
+        if wrong:
+            row["failed"] = wrong
+        add(row)
+
+
+def graph_differs(steps: int) -> str:
+    """How a step replayed as a CUDA graph differs from its launches one by one; '' to the bit."""
+    (launched, by_launches), (replayed, by_replays) = (tiny_run(steps, g) for g in (False, True))
+    if launched != replayed:
+        step = next(i for i in range(steps) if launched[i] != replayed[i])
+        return f"step {step + 1}: (loss, norm) {launched[step]} launched, {replayed[step]} replayed"
+    pairs = zip(by_launches, by_replays, strict=True)
+    wrong = sum(not np.array_equal(a, b) for a, b in pairs)
+    return f"{wrong} of {len(by_launches)} parameters differ after {steps} steps" if wrong else ""
+
+
+def tiny_run(steps: int, graphed: bool) -> tuple[list[tuple[float, float]], list[np.ndarray]]:
+    """((loss, norm) of each step, the weights after them) of a GPT with dropout on Triton."""
+    import tinygrad_llm as tg
+    from tinygrad_llm import backend, optim
+    from tinygrad_llm.models.gpt import GPT, GPTConfig
+    from tinygrad_llm.train.graph import GraphedStep
+    from tinygrad_llm.train.parallel import Part
+    from tinygrad_llm.train.transfer import UploadedTask
+
+    sizes = GPTConfig(
+        vocab_size=97, n_positions=16, n_embd=16, n_layer=1, n_head=2,
+        resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1,
+    )  # fmt: skip
+    tg.manual_seed(0)
+    model = GPT(sizes).to("cuda")
+    optimizer = optim.AdamW(optim.decay_groups(model, 0.1), lr=1e-2)
+    tokens: Any = TokenTask()
+    task = UploadedTask(tokens, "cuda")
+
+    def compute(parts: Sequence[Any]) -> tuple[Any, Any]:
+        optimizer.zero_grad()
+        loss = task.loss(model, parts[0].batch)
+        loss.backward()
+        norm = optimizer.step_clipped(1.0, 1.0, loss.data)
+        optimizer.zero_grad()
+        return loss.data, norm
+
+    graph = GraphedStep(compute, optimizer, task, lambda: None, []) if graphed else compute
+    found = []
+    with tg.use_kernels("triton"):
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 / (step + 1)
+            loss, norm = graph([Part(task.next_batch(), 1.0)])
+            found.append((float(loss), float(norm[0])))
+    return found, [backend.to_device(p.data, "cpu") for p in model.parameters()]
+
+
+class TokenTask:
+    """Random tokens, other ones at each step."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        x, y = self.rng.integers(0, 97, (2, 2, 11))
+        return x, y
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        return model.loss(*batch)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+def copies_differ() -> str:
+    """Which of many copies, made while the GPU computes, arrived otherwise; '' if none."""
+    from tinygrad_llm import backend
+    from tinygrad_llm.train.transfer import Uploader
+
+    cupy = backend.cupy()
+    uploader, rng = Uploader("cuda"), np.random.default_rng(0)
+    work = cupy.ones((1024, 1024), dtype=np.float32)
+    sent = [rng.integers(0, 2**31, 1 + 4099 * n) for n in range(40)]
+    sums, wrong = [], []
+    for values in sent:
+        there = uploader.upload([values])
+        for _ in range(3):
+            work = work * 0.5 + 0.5  # in memory that the copies may want
+        sums.append(there.wait()[0].sum())
+        del there
+    for n, (values, total) in enumerate(zip(sent, sums, strict=True)):
+        if int(total) != int(values.sum()):
+            wrong.append(n)
+    return f"copies {wrong} of {len(sent)} arrived otherwise than they were sent" if wrong else ""
+
+
+def memory_is_wrong() -> str:
+    """What is wrong with the figures of 64 MiB that come and go; '' if nothing."""
+    from tinygrad_llm import backend
+    from tinygrad_llm.train.memory import GpuMemory, peak_of
+
+    cupy, size = backend.cupy(), 64 << 20
+    meter = GpuMemory()
+    before = meter.record()
+    with peak_of("cuda") as peak:
+        array = cupy.zeros(size, dtype=np.uint8)
+        held = meter.record()
+        del array
+    after = meter.record()
+    grown = held["memory_used"] - before["memory_used"]
+    free, total = cupy.cuda.runtime.memGetInfo()
+    for words, right in (
+        (f"{grown} bytes more in use than before", grown == size),
+        (f"a peak of {peak.bytes} bytes", peak.bytes == size),
+        (f"{after['memory_used']} in use after it", after["memory_used"] == before["memory_used"]),
+        (f"{held['memory']} bytes in the pool", size <= held["memory"] <= total),
+        (f"{free} of {total} bytes free", 0 <= free <= total),
+    ):
+        if not right:
+            return f"with an array of {size} bytes, {words}"
+    return ""
+
+
 def judge(row: Row, expected: Sequence[float]) -> None:
     found, wanted = np.asarray(row["losses"]), np.asarray(expected)
     row["difference"] = float(np.max(np.abs(found - wanted) / np.abs(wanted)))

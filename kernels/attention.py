@@ -66,7 +66,7 @@ def forward(
     window: int | None = None,
     scale: float | None = None,
     p: float = 0.0,
-    draw: tuple[int, int] = (0, 0),
+    draw: tuple[int, int | Array] = (0, 0),
     precision: str = "ieee",
     config: Config | None = None,
 ) -> tuple[Array, Saved]:
@@ -84,7 +84,8 @@ def forward(
         window: a query sees keys that are less than `window` away from it.
         scale: s, else 1/√D.
         p: the probability of dropping a weight. Weight i, in C order of (B, H, T, S), is kept where
-            word i of the Philox stream at `draw` = (seed, offset) is at least p · 2³².
+            word i of the Philox stream at `draw` = (seed, offset) is at least p · 2³². The offset
+            may also be an int64 array with one element, which a CUDA graph reads at each replay.
         precision: of float32 products, "ieee" or, on tensor cores, "tf32".
         config: {'BLOCK_T', 'BLOCK_S', 'SPLITS', 'num_warps', 'num_stages'} instead of the tuned.
 
@@ -156,7 +157,7 @@ def backward(
     window: int | None = None,
     scale: float | None = None,
     p: float = 0.0,
-    draw: tuple[int, int] = (0, 0),
+    draw: tuple[int, int | Array] = (0, 0),
     precision: str = "ieee",
     bias_gradient: bool = False,
     config: Config | None = None,
@@ -342,7 +343,7 @@ def _merged(
 class _Options(NamedTuple):
     """What all the kernels take besides arrays."""
 
-    numbers: tuple[float, ...]  # scale, window, seed, offset, threshold, 1 / (1 − p)
+    numbers: tuple[Any, ...]  # scale, window, seed, offset, threshold, 1 / (1 − p)
     constants: Config
     kind: Config  # what makes other kernels of them, for the key of the tuning
     products: str  # "half", "ieee" or "tf32"
@@ -350,7 +351,7 @@ class _Options(NamedTuple):
 
 def _options(
     q: Array, k: Array, v: Array, causal: bool, window: int | None, scale: float | None,
-    p: float, draw: tuple[int, int], precision: str,
+    p: float, draw: tuple[int, int | Array], precision: str,
 ) -> _Options:  # fmt: skip
     if precision not in PRECISIONS:
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -373,6 +374,10 @@ def _options(
     }
     numbers = (scale, window or 0, *draw, threshold, 1.0 / (1.0 - p))
     return _Options(numbers, constants, kind, precision if q.itemsize == 4 else "half")
+
+
+# They change from call to call: no kernel of its own for one that is 1 or a multiple of 16.
+_DRAWN = ["seed", "offset", "threshold"]
 
 
 # --- a tile of queries and what it may see --------------------------------------------------------
@@ -491,6 +496,8 @@ def _kept(row, first, S, dropout, QUADS: tl.constexpr, ROWS: tl.constexpr, COLUM
     four words of a counter are four neighbours, so that each is computed once.
     """
     seed, offset, threshold = dropout
+    if offset.dtype.is_ptr():  # of a captured graph, which repeats its arguments but not its memory
+        offset = tl.load(offset)
     row = row.to(tl.int64)
     if QUADS:
         quad = first // 4 + tl.arange(0, COLUMNS // 4)[None, :]
@@ -515,7 +522,7 @@ def _words(counter, seed):
 # --- forward --------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_DRAWN)
 def _forward(
     q, k, v, bias, hidden, lengths, slopes, y, logs,
     n2, group, T, S, queries, chunk,
@@ -674,7 +681,7 @@ def _combine(
 # --- backward -------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_DRAWN)
 def _backward_queries(
     q, k, v, bias, hidden, lengths, slopes, y, g, dq, logs, delta,
     n2, group, T, S,
@@ -777,7 +784,7 @@ def _ds(
     return p * (dp - shift)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_DRAWN)
 def _backward_keys(
     q, k, v, bias, hidden, lengths, slopes, g, dk, dv, logs, delta,
     n2, group, T, S,
@@ -954,7 +961,7 @@ def _launch_bias(
         dbias[...] = target.sum(axis=tuple(axes), keepdims=True).reshape(dbias.shape)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_DRAWN)
 def _backward_bias(
     q, k, v, bias, hidden, lengths, slopes, g, dbias, logs, delta,
     n2, group, T, S, own2, own_group, sum1, sum2, sum_group,
@@ -1255,9 +1262,9 @@ def specimens(dtype: str) -> Iterator[Specimen]:
     for kind, archs, pick in _GENERATIONS:
         config = _pick(_forward_candidates(products, shape), pick)
         yield _specimen(f"dropout{kind}", dtype, _forward, 64, 2, config, drawn, archs, known)
-        config = _pick(_key_candidates(products, shape), pick)
-        name = f"dropout, dK dV{kind}"
-        yield _specimen(name, dtype, _backward_keys, 64, 4, config, drawn, archs, known)
+        config, of_a_graph = _pick(_key_candidates(products, shape), pick), {"offset": "*i64"}
+        name, changes = f"dropout, its offset in memory, dK dV{kind}", drawn | of_a_graph
+        yield _specimen(name, dtype, _backward_keys, 64, 4, config, changes, archs, known)
     added = {"bias": f"*{dtype}", "bias1": _LENGTH**2, "bias3": _LENGTH, "bias4": 1}
     config = _pick(_forward_candidates(products, shape), 0)
     padded = {"lengths": "*i64", "lengths0": 1}

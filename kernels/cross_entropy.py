@@ -44,6 +44,7 @@ def forward(
     class_weight: Array | None = None,
     *,
     smoothing: float = 0.0,
+    dtype: Any = None,
     config: Config | None = None,
 ) -> tuple[Array, Saved]:
     """yᵢ = −Σ_c q_ic ln softmax(xᵢ)_c, one loss per row.
@@ -55,13 +56,14 @@ def forward(
         counted: (N,) bool: False for the rows that count for nothing.
         class_weight: (C,) a weight per class.
         smoothing: ε in [0, 1): the target becomes (1 − ε) onehot(t) + ε/C.
+        dtype: of the losses, x's by default.
         config: {'ROWS', 'BLOCK', 'num_warps'} instead of the tuned one.
 
     Returns:
-        (y, saved): y is (N,), of x's dtype; `backward` takes what was saved: the arguments, the
+        (y, saved): y is (N,), of that dtype; `backward` takes what was saved: the arguments, the
         rows' log-sum-exp, and the sum of the class weights where smoothing needs it.
     """
-    y = namespace(x).empty(len(x) if x.ndim else 0, dtype=x.dtype)
+    y = namespace(x).empty(len(x) if x.ndim else 0, dtype=x.dtype if dtype is None else dtype)
     return y, _losses(x, target, counted, class_weight, smoothing, y, config)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from tinygrad_llm.backend import Array, namespace
+from tinygrad_llm.backend import Array, int64, must_not_wait, namespace
 from tinygrad_llm.kernels.compile import Specimen
 from tinygrad_llm.kernels.language import INTERPRETED, tl, triton
 from tinygrad_llm.kernels.launch import cdiv, launch, next_power_of_2
@@ -116,7 +116,7 @@ def add_rows(
         raise ValueError("embedding cannot add into a table that was broadcast (stride 0)")
     columns = table.shape[1]
     flat, g = ids.reshape(-1), g.reshape(-1, columns)
-    order = namespace(flat).argsort(flat, kind="stable")
+    order = _order(flat)
     flat = flat[order]
     config = config or _adding(columns)
     blocks = cdiv(columns, config["BLOCK"])
@@ -146,6 +146,32 @@ def _candidates(rows: int, columns: int) -> tuple[Config, ...]:
         return (_tile(rows, columns, 65536),)
     found = [_tile(rows, columns, size) for size in (2048, 4096, 1024, 8192)]
     return tuple([c for i, c in enumerate(found) if c not in found[:i]])
+
+
+def _order(ids: Array) -> Array:
+    """argsort(ids), stable. CuPy's waits for the GPU, which a CUDA graph does not allow."""
+    if not must_not_wait():
+        return namespace(ids).argsort(ids, kind="stable")
+    return ranked(ids)
+
+
+def ranked(ids: Array) -> Array:
+    """argsort(ids), stable, by counting for each id those that come before it: nothing waits.
+
+    n² comparisons: for the 16384 tokens of a batch a matter of microseconds, and for 10⁵ tokens
+    still below the time of a layer.
+
+    Args:
+        ids: (n,) integers, any stride; n < 2³¹.
+    """
+    order = namespace(ids).empty(ids.shape, dtype=int64)
+    block, across = 128, 16
+    if INTERPRETED:
+        block = across = min(1024, next_power_of_2(ids.size))
+    config: Config = {"BLOCK": block, "ACROSS": across, "num_warps": 4}
+    (step,) = strides(ids)
+    launch(_rank, cdiv(ids.size, block), ids, order, ids.size, step, **config)
+    return order
 
 
 def _tile(rows: int, columns: int, size: int) -> Config:
@@ -180,6 +206,20 @@ def _gather(
     known = inside & (id >= 0) & (id < size)
     values = tl.load(w + id * w0 + column * w1, mask=known, other=float("nan"))
     tl.store(y + row * columns + column, values, mask=inside)
+
+
+@triton.jit
+def _rank(ids, order, n, ids0, BLOCK: tl.constexpr, ACROSS: tl.constexpr):
+    """order[r] = i, where r counts the ids below ids[i], and the equal ones in front of it."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    mine = tl.load(ids + i.to(tl.int64) * ids0, mask=i < n, other=0)
+    rank = tl.zeros([BLOCK, 1], tl.int32)
+    for start in range(0, n, ACROSS):
+        j = start + tl.arange(0, ACROSS)[None, :]
+        other = tl.load(ids + j.to(tl.int64) * ids0, mask=j < n, other=0)
+        before = (other < mine) | ((other == mine) & (j < i))
+        rank += tl.sum((before & (j < n)).to(tl.int32), 1, keep_dims=True)
+    tl.store(order + rank, i.to(tl.int64), mask=i < n)
 
 
 @triton.jit
@@ -232,6 +272,12 @@ def specimens(dtype: str) -> Iterator[Specimen]:
     arrays = {"g": f"*{dtype}", "ids": "*i64", "order": "*i64", "table": f"*{dtype}"}
     steps = {"g0": columns, "g1": 1, "table0": columns, "table1": 1}
     options = {"n": 8192, "padding": -1, "blocks": 3, "WIDE": True, "ROWS": 8, "BLOCK": 256}
+    yield Specimen(
+        "order, for a graph",
+        _rank,
+        {"ids": "*i64", "order": "*i64", "n": 8192, "ids0": 1, "BLOCK": 128, "ACROSS": 16},
+        bytes=128 * 16 + 8192 * 8,
+    )
     yield Specimen(
         "add the rows of one id",
         _add,

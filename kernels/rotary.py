@@ -3,14 +3,14 @@
     (y₁, y₂) = (x₁ cos θ − x₂ sin θ, x₂ cos θ + x₁ sin θ)        θᵢ(t) = t · base^(−2i/D)
 
 x₁ and x₂ are the halves of the last axis, i counts through one of them (Hugging Face's convention
-for Llama: element i is paired with element i + D/2, not with its neighbour). The product of a query
-at t and a key at s then depends on t − s only. A rotation's inverse is that by −θ, and its
-transpose, too: the gradient of x is g turned back.
+for Llama: element i is paired with element i + D/2); interleaved, they are its even and its odd
+elements. The product of a query at t and a key at s then depends on t − s only. A rotation's
+inverse is that by −θ, and its transpose, too: the gradient of x is g turned back.
 
 The angles come as tables of cos and sin, which every layer, head and step shares: sines of large
 angles are slow, and in float32 wrong, for the angle itself has no digits left behind its point.
-`tables` computes them in float64. Other angles (stretched to long contexts, or of positions that
-skip) are other tables.
+`ops.rotary_tables` computes them in float64. Other angles (stretched to long contexts, or of
+positions that skip) are other tables.
 
 Bytes: 2·|x| and what of the tables is not in a cache; FLOPs: 3 an element.
 
@@ -21,9 +21,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
 
 from tinygrad_llm.backend import Array, namespace
 from tinygrad_llm.kernels.compile import Specimen
@@ -34,45 +31,41 @@ from tinygrad_llm.kernels.tiles import columns_of, row_offset, rows_of
 from tinygrad_llm.kernels.tune import Config, choose
 
 
-def tables(positions: int, size: int, base: float = 10000.0, xp: Any = np) -> tuple[Array, Array]:
-    """(cos θ, sin θ), float32 (positions, size/2): θᵢ(t) = t · base^(−2i/size), for t = 0, 1, …
-
-    Args:
-        positions: how many.
-        size: of a head, D, an even number.
-        base: the slowest pair turns once in nearly 2π · base positions.
-        xp: where they are: numpy or cupy.
-    """
-    if positions < 0 or size < 0 or size % 2:
-        raise ValueError(f"rotary tables need an even head size, got {size} ({positions=})")
-    frequencies = float(base) ** (-np.arange(0, size, 2, dtype=np.float64) / max(size, 1))
-    angles = np.arange(positions, dtype=np.float64)[:, None] * frequencies
-    cos, sin = (xp.asarray(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
-    return cos, sin
-
-
 def forward(
-    x: Array, cos: Array, sin: Array, *, offset: int = 0, config: Config | None = None
+    x: Array,
+    cos: Array,
+    sin: Array,
+    *,
+    offset: int = 0,
+    interleaved: bool = False,
+    config: Config | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """y: row t of x, turned by the angles in row offset + t of the tables.
 
     Args:
         x: (…, T, D) float32, float16 or bfloat16, any strides; D is even. Queries and keys as
             (B, H, T, D), or views of (B, T, H, D) with their axes swapped.
-        cos, sin: (…, P, D/2) with P ≥ offset + T, in any of these dtypes: of `tables`, or of one's
-            own; leading axes broadcast to those of x.
+        cos, sin: (…, P, D/2) with P ≥ offset + T, in any of these dtypes; leading axes broadcast to
+            those of x.
         offset: the position of x's first row: how many tokens are in the cache already.
+        interleaved: pair neighbours, 2i with 2i + 1, instead of i with i + D/2.
         config: {'ROWS', 'BLOCK', 'num_warps'} instead of the tuned one. BLOCK columns of a half
             are turned at a time.
 
     Returns:
         (y, saved): y is contiguous, of x's dtype and shape; saved are the tables.
     """
-    return _rotated(x, cos, sin, offset, 1.0, config), (cos, sin)
+    return _rotated(x, cos, sin, offset, 1.0, interleaved, config), (cos, sin)
 
 
 def backward(
-    g: Array, cos: Array, sin: Array, *, offset: int = 0, config: Config | None = None
+    g: Array,
+    cos: Array,
+    sin: Array,
+    *,
+    offset: int = 0,
+    interleaved: bool = False,
+    config: Config | None = None,
 ) -> Array:
     """dx: g turned by −θ.
 
@@ -80,11 +73,17 @@ def backward(
         g: the gradient of y, (…, T, D), any strides.
         cos, sin: what `forward` saved; the options are those of the forward.
     """
-    return _rotated(g, cos, sin, offset, -1.0, config)
+    return _rotated(g, cos, sin, offset, -1.0, interleaved, config)
 
 
 def _rotated(
-    x: Array, cos: Array, sin: Array, offset: int, sign: float, config: Config | None
+    x: Array,
+    cos: Array,
+    sin: Array,
+    offset: int,
+    sign: float,
+    interleaved: bool,
+    config: Config | None,
 ) -> Array:
     cos, sin = _check(x, cos, sin, offset)
     y = namespace(x).empty(x.shape, dtype=x.dtype)
@@ -92,7 +91,8 @@ def _rotated(
         return y
     half = x.shape[-1] // 2
     rows = x.size // x.shape[-1]
-    arrays, sizes, steps = as_rows(x[..., :half], x[..., half:], cos, sin)
+    pairs = (x[..., ::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    arrays, sizes, steps = as_rows(*pairs, cos, sin)
     wide = needs_int64(x, cos, sin)
 
     def run(config: Config) -> None:
@@ -102,6 +102,7 @@ def _rotated(
             *(*arrays, y, rows, half, sign, *sizes),
             *steps[0],  # x₂ has the strides of x₁
             *(*steps[2], *steps[3]),
+            *((2, 1) if interleaved else (1, half)),
             WIDE=wide,
             **config,
         )
@@ -157,10 +158,13 @@ def _candidates(rows: int, half: int) -> tuple[Config, ...]:
 @triton.jit
 def _rotate(
     x1, x2, cos, sin, y, rows, half, sign, n1, n2,
-    x_0, x_1, x_2, x_3, c0, c1, c2, c3, s0, s1, s2, s3,
+    x_0, x_1, x_2, x_3, c0, c1, c2, c3, s0, s1, s2, s3, y_3, apart,
     WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of pairs: ROWS rows, BLOCK columns of both halves; x₁ and x₂ have the same strides."""
+    """A tile of pairs: ROWS rows, BLOCK columns of both halves; x₁ and x₂ have the same strides.
+
+    In y pairs are y_3 elements from each other, and the two of a pair `apart`.
+    """
     row, row_inside = rows_of(tl.program_id(0), rows, ROWS)
     column, column_inside = columns_of(tl.program_id(1) * BLOCK, half, BLOCK, WIDE)
     inside = row_inside & column_inside
@@ -171,9 +175,9 @@ def _rotate(
     s = sin + row_offset(row, n1, n2, s0, s1, s2) + column * s3
     c = tl.load(c, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(s, mask=inside, other=0.0).to(tl.float32) * sign
-    out = y + row * (2 * half) + column
+    out = y + row * (2 * half) + column * y_3
     tl.store(out, (a * c - b * s).to(y.dtype.element_ty), mask=inside)
-    tl.store(out + half, (b * c + a * s).to(y.dtype.element_ty), mask=inside)
+    tl.store(out + apart, (b * c + a * s).to(y.dtype.element_ty), mask=inside)
 
 
 def specimens(dtype: str) -> Iterator[Specimen]:
@@ -181,13 +185,18 @@ def specimens(dtype: str) -> Iterator[Specimen]:
     size, x = (4 if dtype == "fp32" else 2), f"*{dtype}"
     arrays = {"x1": x, "x2": x, "cos": "*fp32", "sin": "*fp32", "y": x, "sign": 1.0}
     shape = {"rows": 4 * 32 * 2048, "half": 64, "n1": 32, "n2": 2048}
-    steps = {"x_0": 2048 * 4096, "x_1": 128, "x_2": 4096, "x_3": 1}
+    steps = {"x_0": 2048 * 4096, "x_1": 128, "x_2": 4096}
     table = {f"{name}{i}": (0, 0, 64, 1)[i] for name in "cs" for i in range(4)}
-    for name, wide in (("heads of 128", False), ("heads of 128, 64 bits", True)):
+    halves, neighbours = {"x_3": 1, "y_3": 1, "apart": 64}, {"x_3": 2, "y_3": 2, "apart": 1}
+    for name, pairs, wide in (
+        ("heads of 128", halves, False),
+        ("heads of 128, 64 bits", halves, True),
+        ("heads of 128, interleaved", neighbours, False),
+    ):
         yield Specimen(
             name,
             _rotate,
-            arrays | shape | steps | table | {"WIDE": wide, "ROWS": 16, "BLOCK": 64},
+            arrays | shape | steps | table | pairs | {"WIDE": wide, "ROWS": 16, "BLOCK": 64},
             bytes=16 * 64 * (4 * size + 2 * 4),
             flops=16 * 64 * 6,
         )

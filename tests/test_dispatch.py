@@ -418,10 +418,11 @@ def test_a_checkpointed_call_runs_again_on_either(device: str) -> None:
 # --- the table ------------------------------------------------------------------------------------
 
 OPS = {op.kernel: op for op in samples() if op.kernel}
+NO_OPS = {"gradient_norm", "adamw"}  # rows that optim asks for
 
 
 def test_table_and_ops_know_each_other() -> None:
-    assert {rule.op for rule in dispatch.TABLE} == set(OPS)
+    assert {rule.op for rule in dispatch.TABLE} == set(OPS) | NO_OPS
     folder = Path(dispatch.__file__).parent / "kernels"
     for rule in dispatch.TABLE:
         assert (folder / f"{rule.module}.py").is_file()

@@ -505,3 +505,34 @@ def test_a_dry_run_of_the_script_writes_both_files(
     assert text.startswith("# The kernels on a GPU")
     assert "## All times" in text
     assert "Nothing failed" in capsys.readouterr().out
+
+
+@needs_interpreter
+def test_what_only_a_device_can_prove_on_a_stand_in(
+    checking: ModuleType, fake_cupy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cupy.install_kernels(monkeypatch)
+    rows: list[dict[str, Any]] = []
+    checking.machinery(rows.append, steps=3)
+    assert [row["case"] for row in rows] == ["CUDA graph", "pinned copies", "memory figures"]
+    assert not [row for row in rows if "failed" in row]
+
+
+def test_what_is_wrong_on_a_device_is_said(
+    checking: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {False: ([(4.0, 1.0), (3.0, 1.0)], []), True: ([(4.0, 1.0), (3.5, 1.0)], [])}
+    monkeypatch.setattr(checking, "tiny_run", lambda steps, graphed: runs[graphed])
+    monkeypatch.setattr(checking, "copies_differ", lambda: "copies [3] arrived otherwise")
+
+    def fails() -> str:
+        raise RuntimeError("an illegal address")
+
+    monkeypatch.setattr(checking, "memory_is_wrong", fails)
+    rows: list[dict[str, Any]] = []
+    checking.machinery(rows.append, steps=2)
+    assert [row["failed"] for row in rows] == [
+        "step 2: (loss, norm) (3.0, 1.0) launched, (3.5, 1.0) replayed",
+        "copies [3] arrived otherwise",
+        "RuntimeError: an illegal address",
+    ]

@@ -6,12 +6,13 @@ array for its namespace (`namespace(x)` is `numpy` or `cupy`) and calls NumPy's 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -79,6 +80,37 @@ def to_device(array: Array, device: str) -> Array:
 def device_namespace(device: str) -> Any:
     """The library that makes arrays on `device`."""
     return np if _gpu_index(device) is None else cupy()
+
+
+def on_device(device: str) -> Any:
+    """`with on_device('cuda:1'):` what is launched and allocated within is that GPU's."""
+    index = _gpu_index(device)
+    return contextlib.nullcontext() if index is None else cupy().cuda.Device(index)
+
+
+def is_capturing() -> bool:
+    """True while CuPy's current stream records a CUDA graph, when nothing is computed."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and bool(cupy.cuda.get_current_stream().is_capturing())
+
+
+_rehearsing = False
+
+
+@contextlib.contextmanager
+def rehearsal() -> Iterator[None]:
+    """Within: what has a way for CUDA graphs takes it, so that all of it is compiled before one."""
+    global _rehearsing
+    before, _rehearsing = _rehearsing, True
+    try:
+        yield
+    finally:
+        _rehearsing = before
+
+
+def must_not_wait() -> bool:
+    """True while a CUDA graph is captured or rehearsed: the GPU can be asked nothing."""
+    return _rehearsing or is_capturing()
 
 
 def _gpu_index(device: str) -> int | None:
@@ -210,6 +242,8 @@ def philox(seed: int, offset: int, count: int, xp: Any = np) -> Array:
     are the halves of the 64-bit counter. Salmon et al., "Parallel random numbers: as easy as
     1, 2, 3", SC 2011.
     """
+    if not isinstance(offset, int | np.integer):
+        raise TypeError(f"philox() draws from an offset that is an integer, got {type(offset)}")
     blocks = -(-count // 4)
     words = xp.empty((blocks, 4), dtype=xp.uint32)
     for start in range(0, blocks, _BLOCK):

@@ -1,7 +1,8 @@
 """Which kernel runs an op: one table, one function that reads it, one switch.
 
 An op names its row (`Function.kernel = "softmax"`). When it runs, `select` picks once, by device,
-dtype and shape, and the node keeps the choice, so that its backward runs on the same kernel.
+dtype and shape, and the node keeps the choice, so that its backward runs on the same kernel. The
+optimisers ask for their rows by name, at every step.
 
         use_kernels(…)      NumPy arrays                       CuPy arrays
         "auto" (default)    reference                          Triton; matrix products by cuBLAS,
@@ -114,6 +115,7 @@ FLOATS = Condition(
 )
 AXIS = Condition("an axis to go along", lambda arrays, options: arrays[0].ndim > 0)
 CLASSES = Condition("at least one class", lambda arrays, options: arrays[0].shape[-1] > 0)
+ROWS = Condition("at least one class", lambda arrays, options: arrays[1].shape[0] > 0)
 HEADS = Condition(
     "heads of at most 256",
     lambda arrays, options: max(arrays[0].shape[-1], arrays[2].shape[-1]) <= 256,
@@ -122,22 +124,33 @@ BATCH = Condition(
     "at most two leading axes, besides groups of heads",
     lambda arrays, options: sum(n > 1 for n in arrays[1].shape[:-2]) <= 2,
 )
+DECOUPLED = Condition(
+    "weight decay beside the gradient, or none",
+    lambda arrays, options: options.get("decoupled", True) or not options["weight_decay"],
+)
 
 TABLE: tuple[Rule, ...] = (
     Rule("softmax", "softmax", (FLOATS, AXIS)),
     Rule("log_softmax", "softmax", (FLOATS, AXIS)),
     Rule("dropout", "dropout", (FLOATS,)),
     Rule("cross_entropy", "cross_entropy", (FLOATS, CLASSES)),
+    Rule("linear_cross_entropy", "cross_entropy", (FLOATS, ROWS)),
     Rule("embedding", "embedding", (FLOATS,)),
     Rule("relu", "activation", (FLOATS,)),
     Rule("gelu", "activation", (FLOATS,)),
     Rule("gelu_tanh", "activation", (FLOATS,)),
     Rule("silu", "activation", (FLOATS,)),
+    Rule("swiglu", "activation", (FLOATS,)),
+    Rule("rotary", "rotary", (FLOATS,)),
+    Rule("quantized_linear", "quantize", (FLOATS,)),
     Rule("layer_norm", "layer_norm", (FLOATS,)),
     Rule("rms_norm", "layer_norm", (FLOATS,)),
     Rule("attention", "attention", (FLOATS, HEADS, BATCH)),
     Rule("matmul", "matmul", (FLOATS,)),
     Rule("linear", "matmul", (FLOATS,)),
+    Rule("lstm", "lstm", (FLOATS,)),
+    Rule("gradient_norm", "optimizer", (FLOATS,)),
+    Rule("adamw", "optimizer", (FLOATS, DECOUPLED)),
 )
 
 _RULES = {rule.op: rule for rule in TABLE}

@@ -55,6 +55,16 @@ def test_the_default_temperature_is_the_one_in_the_help(run):
     assert run("--prompt", "On") != run("--prompt", "On", "--temperature", "1.5")
 
 
+def test_weights_of_few_bits(run):
+    """Rounded to 8 bits the likeliest text stays; to 4 bits, on so small a model, another comes."""
+    texts = [
+        run("--prompt", "One", "--temperature", "0", "--quantize", kind)
+        for kind in ("none", "int8", "int4")
+    ]
+    assert texts[0] == texts[1] != texts[2]
+    assert "invalid choice 'int2'" in run("--quantize", "int2", code=2)
+
+
 def test_every_option_reaches_the_model(run):
     plain = run("--prompt", "One")
     for arguments in (

@@ -155,6 +155,19 @@ def test_dropout_draws_the_words_of_the_stream(make, check, s):
     check(*make(1, 2, 1, 9, s, 16, 16), **options)
 
 
+@pytest.mark.parametrize("offset", [0, 1, 2**33 + 5])
+def test_the_words_may_begin_at_a_place_in_memory(make, array, wide, offset):
+    """Which a captured graph reads at each replay, instead of a number that it repeats."""
+    q, k, v, g = make(1, 1, 1, 9, 36, 16, 16)
+    bias, found = array(np.zeros((9, 36), np.float32)), []
+    for start in (offset, array(np.array([offset]))):
+        options = {"p": 0.5, "draw": (99, start), "config": SMALL}
+        y, saved = attention.forward(q, k, v, bias, **options)
+        found.append([y, *attention.backward(g, *saved, bias_gradient=True, **options)])
+    for by_number, in_memory in zip(*found, strict=True):
+        np.testing.assert_array_equal(wide(in_memory), wide(by_number))
+
+
 def test_what_a_model_launches_gives_what_the_op_gives(make, wide, close):
     """The kernel's own configuration, and the same dropout mask as the op's."""
     q, k, v, g = make(1, 4, 2, 40, 40, 24, 24)

@@ -84,6 +84,23 @@ def test_the_formula_and_its_gradient(
     Rows(array, rng, 7, 29, dtype, weighted).check(close, wide, config, smoothing)
 
 
+@pytest.mark.parametrize("half", [np.float16, "bfloat16"])
+def test_losses_of_half_precision_in_float32(half, rng, array, wide) -> None:
+    """Whose gradient may be larger than float16 holds."""
+    dtype = array([0.0]).astype(half).dtype
+    case = Rows(array, rng, 7, 29, dtype)
+    y, saved = cross_entropy.forward(case.x, case.target, case.counted, dtype=np.float32)
+    rest = [to_device(a, "cpu") for a in (case.target, case.counted)]
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(wide(y), reference(wide(case.x), *rest), rtol=1e-5)
+    g = array(np.full(7, 1e5), np.float32)
+    expected = gradient(np.full(7, 1e5), wide(case.x), *rest)
+    dx = cross_entropy.backward(g, *saved)
+    assert dx.dtype == dtype
+    fits = np.abs(expected) < 6e4
+    np.testing.assert_allclose(wide(dx)[fits], expected[fits], rtol=0.01, atol=1e-3)
+
+
 @pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 31, 32, 33, 67])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_sizes_around_a_block(rows, classes, rng, array, close, wide) -> None:

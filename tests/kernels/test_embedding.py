@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinygrad_llm import Tensor, ops
-from tinygrad_llm.backend import to_device
+from tinygrad_llm.backend import rehearsal, to_device
 from tinygrad_llm.kernels import embedding
 
 # Tiles that hold a whole row of up to 16 numbers, and blocks that share one among programs.
@@ -179,3 +179,20 @@ def test_what_is_refused(array) -> None:
         embedding.forward(w, ids == 1)
     with pytest.raises(ValueError, match=r"gradient of shape \(2, 4\)"):
         embedding.backward(w, w, ids)
+
+
+@pytest.mark.parametrize("n", [1, 7, 1024, 1500])
+def test_the_order_of_ids_without_a_sort(array, rng, n) -> None:
+    """What a CUDA graph uses: the same permutation as a stable sort, equal ids in their order."""
+    ids = rng.integers(0, 9, 2 * n)[::2]
+    order = to_device(embedding.ranked(array(ids)[:]), "cpu")
+    np.testing.assert_array_equal(order, np.argsort(ids, kind="stable"))
+
+
+def test_the_gradient_is_the_same_by_either_order(array, rng) -> None:
+    ids, g = array(rng.integers(0, 5, (3, 7))), array(rng.normal(size=(3, 7, 4)), "float32")
+    w = array(rng.normal(size=(6, 4)), "float32")
+    sorted_by_cupy = embedding.backward(g, w, ids)
+    with rehearsal():
+        counted = embedding.backward(g, w, ids)
+    np.testing.assert_array_equal(to_device(counted, "cpu"), to_device(sorted_by_cupy, "cpu"))

@@ -290,6 +290,31 @@ def test_softmax_goes_the_whole_way(run) -> None:
     assert last.startswith("tuned softmax._forward_online")
 
 
+def test_a_captured_launch_gets_the_address_of_what_will_change(run) -> None:
+    run(
+        """
+        from tinygrad_llm.kernels import dropout, embedding, tune
+        x, where, ids = cupy.empty(4096), cupy.empty(1, np.int64), cupy.empty(300, np.int64)
+        stream = cupy.cuda.Stream(88)
+        stream.capturing = True
+        cuda.fake_expect_parameters(9)
+        with stream, tune.tuning(False):
+            y, _ = dropout.forward(x, p=0.5, seed=3, offset=where)
+            assert last_launch()["stream"] == 88
+            assert {x.data.ptr, y.data.ptr, where.data.ptr} <= set(parameters(9))
+            before = cuda.fake_launches()
+            embedding._order(ids)  # CuPy's own sort would wait
+            assert cuda.fake_launches() == before + 1 and last_launch()["x"] == 3
+        made = len(launching._ready)
+        for offset in (1, 16, 7):  # numbers as they come: one kernel for all of them
+            dropout.forward(x, p=0.5, seed=3, offset=offset)
+        compiled = {id(r.keep[0]) for r in list(launching._ready.values())[made:]}
+        assert len(compiled) == 1, compiled
+        """,
+        TINYGRAD_LLM_TUNE="0",
+    )
+
+
 TUNING = """
 from tinygrad_llm.kernels import tune
 x, y = cupy.empty(64), cupy.empty(64)

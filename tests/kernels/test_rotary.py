@@ -9,8 +9,14 @@ import pytest
 
 from tinygrad_llm.kernels import layout as layouts
 from tinygrad_llm.kernels import rotary
+from tinygrad_llm.ops import rotary_tables
 
 SMALL = {"ROWS": 4, "BLOCK": 4, "num_warps": 1}
+
+
+def tables(positions: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    cos, sin = rotary_tables(positions, size)
+    return cos.numpy(), sin.numpy()
 
 
 def turned(x, cos, sin, offset=0, sign=1) -> np.ndarray:
@@ -34,26 +40,25 @@ def check(x, g, cos, sin, config, close, wide, offset=0) -> None:
 def made(array, rng, shape, dtype: Any = np.float32, positions=20) -> tuple[Any, Any, Any, Any]:
     """(x, g, cos, sin)"""
     x, g = (array(rng.normal(size=shape), dtype) for _ in range(2))
-    cos, sin = (array(t) for t in rotary.tables(positions, shape[-1]))
+    cos, sin = (array(t) for t in tables(positions, shape[-1]))
     return x, g, cos, sin
-
-
-def test_the_tables_are_right_however_far_out(array) -> None:
-    """One million positions on, where a float32 angle would be wrong in the second digit."""
-    cos, sin = rotary.tables(10**6 + 1, 8, base=500000.0)
-    assert cos.shape == sin.shape == (10**6 + 1, 4)
-    assert cos.dtype == sin.dtype == np.float32
-    for i in range(4):
-        angle = 10**6 * 500000.0 ** (-2 * i / 8)
-        assert cos[-1, i] == pytest.approx(np.cos(angle), abs=1e-6)
-        assert sin[-1, i] == pytest.approx(np.sin(angle), abs=1e-6)
-    assert cos[0].tolist() == [1] * 4
-    assert not sin[0].any()
 
 
 @pytest.mark.parametrize("offset", [0, 5])
 def test_the_formula_and_its_gradient(offset, dtype, rng, array, close, wide) -> None:
     check(*made(array, rng, (2, 3, 7, 12), dtype), SMALL, close, wide, offset)
+
+
+@pytest.mark.parametrize("half", [1, 3, 4, 5, 11])
+def test_neighbours_as_pairs(half, layout, dtype, rng, array, close, wide) -> None:
+    """They are halves in another order."""
+    x, g, cos, sin = made(array, rng, (2, 5, 2 * half), dtype)
+    x, g = layout(x), layout(g)
+    order = np.arange(2 * half).reshape(half, 2).T.ravel()
+    y, saved = rotary.forward(x, cos, sin, offset=3, interleaved=True, config=SMALL)
+    dx = rotary.backward(g, *saved, offset=3, interleaved=True, config=SMALL)
+    close(y[..., order], turned(wide(x)[..., order], wide(cos), wide(sin), 3))
+    close(dx[..., order], turned(wide(g)[..., order], wide(cos), wide(sin), 3, -1))
 
 
 @pytest.mark.parametrize("half", [1, 2, 3, 4, 5, 8, 11])
@@ -153,7 +158,7 @@ def test_offsets_of_64_bits(rng, array, close, wide, monkeypatch) -> None:
 
 
 def test_empty_arrays(array) -> None:
-    cos, sin = (array(t) for t in rotary.tables(4, 6))
+    cos, sin = (array(t) for t in tables(4, 6))
     for shape, n in [((0, 3, 6), 3), ((2, 0, 6), 3), ((2, 4, 0), 0)]:
         x = array(np.zeros(shape), np.float32)
         y, saved = rotary.forward(x, cos[:, :n], sin[:, :n])
@@ -162,7 +167,7 @@ def test_empty_arrays(array) -> None:
 
 def test_what_is_refused(array) -> None:
     x = array(np.zeros((2, 3, 6)), np.float32)
-    cos, sin = (array(t) for t in rotary.tables(4, 6))
+    cos, sin = (array(t) for t in tables(4, 6))
     with pytest.raises(ValueError, match=r"an even D, got \(2, 3, 5\)"):
         rotary.forward(x[..., :5], cos, sin)
     with pytest.raises(ValueError, match=r"\(…, T, D\) with an even D, got \(6,\)"):
@@ -179,5 +184,3 @@ def test_what_is_refused(array) -> None:
         rotary.forward(x, np.stack([cos] * 3), np.stack([sin] * 3))
     with pytest.raises(TypeError, match="rotary takes float32, float16 or bfloat16 arrays"):
         rotary.forward(x.astype(np.float64), cos, sin)
-    with pytest.raises(ValueError, match="an even head size, got 5"):
-        rotary.tables(3, 5)

@@ -1,9 +1,12 @@
 """Losses: each module is its formula, with the options it was made with."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
-from tinygrad_llm import Tensor, nn
+import tinygrad_llm as tg
+from tinygrad_llm import Tensor, dispatch, nn
 
 rng = np.random.default_rng(1)
 LOGITS = rng.standard_normal((4, 3)).astype(np.float32)
@@ -112,3 +115,50 @@ def test_options_are_checked_when_the_loss_is_made():
     with pytest.raises(ValueError, match="beta > 0"):
         nn.SmoothL1Loss(beta=0.0)
     assert repr(nn.SmoothL1Loss()) == "SmoothL1Loss(reduction='mean', beta=1.0)"
+
+
+# --- of a language model --------------------------------------------------------------------------
+
+
+def head_and_hidden():
+    tg.manual_seed(0)
+    head = nn.Linear(5, 3, bias=True)
+    values = np.random.default_rng(0).normal(size=(2, 2, 5)).astype(np.float32)
+    hidden = Tensor(values, requires_grad=True)
+    return head, hidden, CLASSES.reshape(2, 2)
+
+
+def test_the_loss_of_a_last_layer_multiplies_only_rows_that_count():
+    head, hidden, targets = head_and_hidden()
+    seen = []
+    head.register_forward_hook(lambda module, args, y: seen.append(y.shape))
+    loss = nn.head_cross_entropy(head, hidden, targets, label_smoothing=0.1)
+    assert seen == [(3, 3)]
+    expected = nn.CrossEntropyLoss(label_smoothing=0.1)(head(hidden), targets)
+    np.testing.assert_allclose(loss.item(), expected.item(), rtol=1e-6)
+    loss.backward()
+    assert hidden.grad is not None
+    assert not hidden.grad.numpy()[1, 0].any()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_loss_of_a_last_layer_on_its_kernel():
+    """As one op where the head is a plain Linear; with a hook, say, its logits are wanted."""
+    device = "cuda" if dispatch._home() == "gpu" else "cpu"
+    found = []
+    for kernels in ("reference", "triton"):
+        head, hidden, targets = head_and_hidden()
+        head, hidden = head.to(device), hidden.detach().to(device).requires_grad_()
+        with tg.use_kernels(kernels):
+            loss = nn.head_cross_entropy(head, hidden, Tensor(targets).to(device))
+        loss.backward()
+        assert (type(loss.node).__name__ == "LinearCrossEntropy") == (kernels == "triton")
+        assert hidden.grad is not None
+        assert head.weight.grad is not None
+        found.append([t.to("cpu").numpy() for t in (loss.detach(), hidden.grad, head.weight.grad)])
+    for got, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    head.register_forward_hook(lambda module, args, y: None)
+    with tg.use_kernels("triton"):
+        loss = nn.head_cross_entropy(head, hidden, Tensor(targets).to(device))
+    assert type(loss.node).__name__ != "LinearCrossEntropy"

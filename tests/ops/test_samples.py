@@ -67,6 +67,48 @@ def test_half_precision_gradients_are_accumulated_in_float32(dtype: type) -> Non
         assert float(x.grad.item()) == 6144, name
 
 
+N = 6000  # terms of a sum: half precision would lose most of them
+LONG: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
+    "sum": (lambda x: x.sum(axis=0), ((N, 3),)),
+    "mean": (lambda x: x.mean(axis=0), ((N, 3),)),
+    "var": (lambda x: ops.var(x, axis=0), ((N, 3),)),
+    "cumsum": (lambda x: ops.cumsum(x, axis=0) * 2.0**-6, ((N, 3),)),
+    "matmul": (lambda a, b: a @ b * 2.0**-6, ((3, N), (N, 4))),
+    "batched": (lambda a, b: a @ b * 2.0**-6, ((2, 3, N), (2, N, 4))),
+    "linear": (ops.linear, ((N, 8), (5, 8), (5,))),
+    "layer_norm": (ops.layer_norm, ((N, 16), (16,), (16,))),
+    "rms_norm": (ops.rms_norm, ((N, 16), (16,))),
+    "softmax": (ops.softmax, ((4, N),)),
+    "log_softmax": (ops.log_softmax, ((4, N),)),
+    "logsumexp": (ops.logsumexp, ((4, N),)),
+    "cross_entropy": (lambda x: ops.cross_entropy(x, np.zeros(N, np.int64)), ((N, 7),)),
+    "queries": (ops.scaled_dot_product_attention, ((1, 1, N, 8), (1, 1, 3, 8), (1, 1, 3, 8))),
+    "keys": (ops.scaled_dot_product_attention, ((1, 1, 3, 8), (1, 1, N, 8), (1, 1, N, 8))),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("name", LONG)
+def test_half_precision_adds_up_in_float32(name: str, dtype: type) -> None:
+    """Results and gradients of long sums are off by a few roundings, not by thousands."""
+    op, shapes = LONG[name]
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=shape).astype(dtype) for shape in shapes]
+    found = []
+    start: np.ndarray | None = None
+    for wanted in (dtype, np.float64):
+        leaves = [Tensor(v.astype(wanted), requires_grad=True) for v in values]
+        y = op(*leaves)
+        start = rng.normal(size=y.shape).astype(dtype) if start is None else start
+        y.backward(Tensor(np.asarray(start).astype(wanted)))
+        gradients = [leaf.grad.numpy() for leaf in leaves if leaf.grad is not None]
+        found.append([y.numpy(), *gradients])
+    step = float(ml_dtypes.finfo(dtype).eps)
+    for got, exact in zip(*found, strict=True):
+        assert got.dtype == dtype
+        assert np.abs(got - exact).max() <= 3 * step * np.abs(exact).max() + 1e-6
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_stays_half_and_is_right(dtype: type) -> None:
     for op, sample in ALL.values():

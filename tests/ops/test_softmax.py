@@ -101,6 +101,15 @@ def test_half_precision_is_kept_and_summed_in_float32(half):
     assert abs(float(ops.logsumexp(x).item()) - math.log(1024)) < 0.05
 
 
+def test_half_precision_adds_more_than_float16_holds(half):
+    x = Tensor(np.zeros(70_000, half), requires_grad=True)
+    y = ops.softmax(x)
+    np.testing.assert_allclose(y.numpy().astype(float), 1 / 70_000, rtol=0.05)
+    y.backward(Tensor(np.ones(70_000, half)))  # Σ g ⊙ y = 1
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy().astype(float), 0, atol=1e-6)
+
+
 def test_integers_become_float32():
     for function in (ops.softmax, ops.log_softmax, ops.logsumexp):
         assert function(Tensor([1, 2, 3])).dtype == np.float32
@@ -226,6 +235,31 @@ def test_half_precision_losses(smoothing, half):
     assert x.grad.dtype == half
     total = x.grad.numpy().astype(float).sum(1)
     np.testing.assert_allclose(total, 0, atol=5e-3)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_losses_of_half_precision_in_float32(reduction, soft, half, rng):
+    """Their sum may leave float16; their gradient, scaled up by 2¹⁶, need not."""
+    values, target = rng.normal(size=(7, 5)).astype(half), rng.integers(0, 5, 7)
+    x = Tensor(values, requires_grad=True)
+    wide = Tensor(values.astype(np.float32), requires_grad=True)
+    found = []
+    for logits in (x, wide):
+        t = np.eye(5, dtype=logits.dtype)[target] if soft else target
+        y = ops.cross_entropy(logits, t, reduction=reduction, dtype="float32")
+        assert y.dtype == np.float32
+        y.backward(Tensor(np.full(y.shape, 2.0**14, np.float32)))
+        assert logits.grad is not None
+        found.append((y.numpy(), logits.grad.numpy().astype(np.float64)))
+    assert x.grad is not None
+    assert x.grad.dtype == half
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0.02, atol=10)
+    y = ops.cross_entropy(
+        np.zeros((30_000, 20), half), np.zeros(30_000, int), reduction="sum", dtype="float32"
+    )
+    assert y.item() == pytest.approx(30_000 * math.log(20), rel=1e-5)
 
 
 def test_cross_entropy_refuses_what_does_not_fit():

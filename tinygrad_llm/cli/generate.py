@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
@@ -24,6 +24,7 @@ examples:
   tinygrad-llm generate --model runs/book/checkpoints/step-000500 --temperature 0.7 --top-p 0.9
   tinygrad-llm generate --model runs/book --prompt "One" --num-return-sequences 3 --min-p 0.05
   tinygrad-llm generate --model runs/book --prompt "One" --num-beams 4 --stop-strings . "!"
+  tinygrad-llm generate --model runs/book --prompt "One" --quantize int4
   tinygrad-llm generate --model runs/book --prompt "One" --json
 """
 
@@ -62,6 +63,9 @@ class Options:
     """Another number, another text."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: the GPU where CuPy sees one."""
+    quantize: Literal["none", "int8", "int4"] = "none"
+    """Hold the weights of the layers in so many bits: less memory, nearly the same text; on a CPU
+    it takes longer."""
     quiet: Annotated[Quiet, arg(help="Only the texts, without a line between several.")] = False
     json: Json = False
 
@@ -74,6 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     from tinygrad_llm.generate import GenerationConfig, write_many
     from tinygrad_llm.models.gpt import GPT
     from tinygrad_llm.models.pretrained import check_vocabulary
+    from tinygrad_llm.nn import quantize_
     from tinygrad_llm.train.machine import choose_device
     from tinygrad_llm.train.run import find_checkpoint
 
@@ -97,6 +102,8 @@ def run(arguments: Sequence[str]) -> int:
         device, _ = choose_device(options.device)
         model, tokenizer = GPT.from_pretrained(folder).to(device), Tokenizer.from_file(folder)
         check_vocabulary(tokenizer.vocab_size, model.config.vocab_size)
+        if options.quantize != "none":
+            quantize_(model, bits={"int8": 8, "int4": 4}[options.quantize])
         pieces = write_many(model, tokenizer, options.prompt, config, seed=options.seed)
     try:
         if options.json:

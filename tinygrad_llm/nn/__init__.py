@@ -14,7 +14,9 @@ from tinygrad_llm.nn.activations import (
     activation,
 )
 from tinygrad_llm.nn.attention import MultiHeadAttention
+from tinygrad_llm.nn.cache import DecoderCache, KVCache, LayerCache
 from tinygrad_llm.nn.containers import ModuleDict, ModuleList, Sequential
+from tinygrad_llm.nn.crf import CRF, Constraints, constraints_for
 from tinygrad_llm.nn.dropout import Dropout
 from tinygrad_llm.nn.embedding import Embedding
 from tinygrad_llm.nn.linear import Identity, Linear
@@ -26,23 +28,33 @@ from tinygrad_llm.nn.losses import (
     L1Loss,
     MSELoss,
     SmoothL1Loss,
+    head_cross_entropy,
 )
 from tinygrad_llm.nn.module import LoadResult, Module, Parameter, RemovableHandle
 from tinygrad_llm.nn.normalization import LayerNorm, RMSNorm
+from tinygrad_llm.nn.quantized import QuantizedLinear, quantize_
+from tinygrad_llm.nn.recurrent import LSTM, LSTMCell
 from tinygrad_llm.nn.transformer import MLP, TransformerBlock
 
 __all__ = [
     "ACTIVATIONS",
+    "CRF",
     "GELU",
+    "LSTM",
     "MLP",
     "BCELoss",
     "BCEWithLogitsLoss",
+    "Constraints",
     "CrossEntropyLoss",
+    "DecoderCache",
     "Dropout",
     "Embedding",
     "Identity",
     "KLDivLoss",
+    "KVCache",
     "L1Loss",
+    "LSTMCell",
+    "LayerCache",
     "LayerNorm",
     "Linear",
     "LoadResult",
@@ -53,6 +65,7 @@ __all__ = [
     "ModuleList",
     "MultiHeadAttention",
     "Parameter",
+    "QuantizedLinear",
     "RMSNorm",
     "ReLU",
     "RemovableHandle",
@@ -65,5 +78,8 @@ __all__ = [
     "Tanh",
     "TransformerBlock",
     "activation",
+    "constraints_for",
+    "head_cross_entropy",
     "init",
+    "quantize_",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from tinygrad_llm import ops
 from tinygrad_llm.nn import init
+from tinygrad_llm.nn.cache import LayerCache
 from tinygrad_llm.nn.dropout import check_probability
 from tinygrad_llm.nn.linear import Linear
 from tinygrad_llm.nn.module import Module
@@ -74,6 +75,7 @@ class MultiHeadAttention(Module):
         attn_mask: Any = None,
         is_causal: bool = False,
         lengths: Any = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """y (B, T, C)
 
@@ -85,13 +87,26 @@ class MultiHeadAttention(Module):
                 float, added to the scores
             is_causal: query i sees keys up to S − T + i
             lengths: (B,) how many keys of each sequence are real, the rest being padding
+            cache: keys and values that were computed before: of self-attention those of the
+                positions to the left, to which the query's are added; of cross-attention those of
+                `key` and `value`, which are read when they come first
         """
-        key = query if key is None else key
-        value = key if value is None else value
+
+        def keys_and_values() -> tuple[Tensor, Tensor]:
+            keys = query if key is None else key
+            values = keys if value is None else value
+            return self._heads(self.k_proj(keys)), self._heads(self.v_proj(values))
+
+        if cache is None:
+            k, v = keys_and_values()  # (B, kv_heads, S, D) each
+        elif key is None:
+            k, v = cache.extend(*keys_and_values())
+        else:
+            k, v = cache.once(keys_and_values)
         y = ops.scaled_dot_product_attention(
             self._heads(self.q_proj(query)),  # (B, H, T, D)
-            self._heads(self.k_proj(key)),  # (B, kv_heads, S, D)
-            self._heads(self.v_proj(value)),
+            k,
+            v,
             attn_mask=attn_mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=is_causal,

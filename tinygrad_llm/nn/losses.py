@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinygrad_llm import ops
+from tinygrad_llm import dispatch, ops
+from tinygrad_llm.backend import float32, promote
+from tinygrad_llm.nn.linear import Linear
 from tinygrad_llm.nn.module import Module
 from tinygrad_llm.tensor import Tensor
 
@@ -152,3 +154,36 @@ class KLDivLoss(_Loss):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, log_target={self.log_target}"
+
+
+# --- of a language model --------------------------------------------------------------------------
+
+
+def head_cross_entropy(
+    head: Module,
+    x: Tensor,
+    targets: Any,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """y = cross_entropy(head(x), targets): the loss of hidden states x (…, D) under the last layer
+
+    Where a kernel runs it and the head is a plain Linear, all logits never exist at a time
+    (`ops.linear_cross_entropy`). On a CPU that gains nothing: there the logits are made of those
+    rows whose targets count, and of no others. The loss is in float32 at least.
+    """
+    labels, dtype = ops.as_tensor(targets), promote(x.dtype, float32)
+    if type(head) is Linear and not head._hooks:
+        arrays = [x.data, head.weight.data]
+        if dispatch.select("linear_cross_entropy", arrays, {}).module is not None:
+            return ops.linear_cross_entropy(
+                *(x, head.weight, labels, head.bias),
+                ignore_index=ignore_index,
+                label_smoothing=label_smoothing,
+                dtype=dtype,
+            )
+    rows, classes = x.reshape(-1, x.shape[-1]), labels.data.reshape(-1)
+    counted = classes != ignore_index
+    if not counted.all():
+        rows, classes = rows[counted], classes[counted]
+    return ops.cross_entropy(head(rows), classes, label_smoothing=label_smoothing, dtype=dtype)

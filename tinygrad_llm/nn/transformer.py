@@ -10,6 +10,7 @@ from typing import Any
 from tinygrad_llm import ops
 from tinygrad_llm.nn.activations import activation as activation_named
 from tinygrad_llm.nn.attention import MultiHeadAttention
+from tinygrad_llm.nn.cache import LayerCache
 from tinygrad_llm.nn.dropout import Dropout
 from tinygrad_llm.nn.linear import Linear
 from tinygrad_llm.nn.module import Module
@@ -100,6 +101,8 @@ class TransformerBlock(Module):
         lengths: Any = None,
         memory_mask: Any = None,
         memory_lengths: Any = None,
+        cache: LayerCache | None = None,
+        memory_cache: LayerCache | None = None,
     ) -> Tensor:
         """y (B, T, C)
 
@@ -108,6 +111,7 @@ class TransformerBlock(Module):
             memory: (B, S, C), what cross-attention reads
             attn_mask, is_causal, lengths: of the self-attention, as in MultiHeadAttention
             memory_mask, memory_lengths: of the cross-attention
+            cache, memory_cache: of the self-attention and of the cross-attention
         """
         if (memory is None) != (self.cross_attn is None):
             wanted = "needs a memory" if memory is None else "has no cross-attention for a memory"
@@ -120,6 +124,7 @@ class TransformerBlock(Module):
             attn_mask=attn_mask,
             is_causal=is_causal,
             lengths=lengths,
+            cache=cache,
         )
         if self.cross_attn is not None:
             x = self._residual(
@@ -129,6 +134,7 @@ class TransformerBlock(Module):
                 key=memory,
                 attn_mask=memory_mask,
                 lengths=memory_lengths,
+                cache=memory_cache,
             )
         return self._residual(x, self.mlp_norm, self.mlp)
 

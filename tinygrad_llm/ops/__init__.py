@@ -8,6 +8,7 @@ from tinygrad_llm.ops.activations import (
     relu,
     silu,
     softplus,
+    swiglu,
 )
 from tinygrad_llm.ops.attention import (
     attention_reference,
@@ -30,6 +31,10 @@ from tinygrad_llm.ops.create import (
     randn,
     zeros,
     zeros_like,
+)
+from tinygrad_llm.ops.crf import (
+    crf_decode,
+    crf_log_partition,
 )
 from tinygrad_llm.ops.dropout import (
     dropout,
@@ -91,6 +96,9 @@ from tinygrad_llm.ops.linalg import (
     linear,
     matmul,
 )
+from tinygrad_llm.ops.linear_cross_entropy import (
+    linear_cross_entropy,
+)
 from tinygrad_llm.ops.losses import (
     kl_div,
     l1_loss,
@@ -100,6 +108,16 @@ from tinygrad_llm.ops.losses import (
 from tinygrad_llm.ops.norm import (
     layer_norm,
     rms_norm,
+)
+from tinygrad_llm.ops.quantize import (
+    Quantized,
+    dequantize,
+    quantize,
+    quantized_linear,
+)
+from tinygrad_llm.ops.recurrent import (
+    lstm,
+    lstm_cell,
 )
 from tinygrad_llm.ops.reduce import (
     argmax,
@@ -114,6 +132,10 @@ from tinygrad_llm.ops.reduce import (
     std,
     sum,
     var,
+)
+from tinygrad_llm.ops.rotary import (
+    rotary_embedding,
+    rotary_tables,
 )
 from tinygrad_llm.ops.shape import (
     broadcast_to,
@@ -148,6 +170,7 @@ from tinygrad_llm.ops.softmax import (
 )
 
 __all__ = [
+    "Quantized",
     "abs",
     "absolute",
     "add",
@@ -170,8 +193,11 @@ __all__ = [
     "concatenate",
     "copy",
     "cos",
+    "crf_decode",
+    "crf_log_partition",
     "cross_entropy",
     "cumsum",
+    "dequantize",
     "divide",
     "dropout",
     "einsum",
@@ -199,6 +225,7 @@ __all__ = [
     "less",
     "less_equal",
     "linear",
+    "linear_cross_entropy",
     "log",
     "log1p",
     "log_softmax",
@@ -206,6 +233,8 @@ __all__ = [
     "logical_not",
     "logical_or",
     "logsumexp",
+    "lstm",
+    "lstm_cell",
     "masked_fill",
     "matmul",
     "max",
@@ -225,6 +254,8 @@ __all__ = [
     "permute",
     "power",
     "prod",
+    "quantize",
+    "quantized_linear",
     "rand",
     "randint",
     "randn",
@@ -232,6 +263,8 @@ __all__ = [
     "reshape",
     "rms_norm",
     "roll",
+    "rotary_embedding",
+    "rotary_tables",
     "rsqrt",
     "scaled_dot_product_attention",
     "scatter_add",
@@ -252,6 +285,7 @@ __all__ = [
     "subtract",
     "sum",
     "swapaxes",
+    "swiglu",
     "take_along_axis",
     "tanh",
     "to_device",

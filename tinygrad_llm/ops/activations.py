@@ -11,7 +11,7 @@ from typing import Any
 
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, blockwise, namespace
-from tinygrad_llm.ops.convert import as_float, as_tensor, narrowed, widened
+from tinygrad_llm.ops.convert import as_float, as_tensor, float_pair, narrowed, widened
 from tinygrad_llm.ops.elementwise import sigmoid_of
 from tinygrad_llm.ops.erf import erf_of
 from tinygrad_llm.tensor import Tensor
@@ -156,6 +156,38 @@ def _silu_gradient(g: Any, x: Any) -> Any:
     return narrowed(g * (s + x * (s - s * s)), g)
 
 
+class SwiGLU(Function):
+    """y = a(x) ⊙ u, a(x) = x σ(x)        dx = g ⊙ u ⊙ (σ + x σ (1 − σ)), du = g ⊙ a(x)"""
+
+    kernel = "swiglu"
+
+    def forward(self, x: Array, u: Array) -> Array:
+        self.save(x, u)
+        return blockwise(_swiglu, x, u)
+
+    def backward(self, g: Any, x: Any, u: Any) -> Any:
+        if isinstance(g, Tensor):
+            return _silu_gradient(g * u, x), g * silu(x)
+        return blockwise(_gate_gradient, g, x, u), blockwise(_swiglu, x, g)
+
+    def forward_kernel(self, kernel: Any, x: Array, u: Array) -> tuple[Array, Any]:
+        self.save(x, u)
+        return kernel.forward(x, u, kind="silu")
+
+    def backward_kernel(self, kernel: Any, g: Array, *saved: Any) -> Any:
+        return kernel.backward(g, *saved, kind="silu")
+
+
+def _swiglu(x: Array, u: Array) -> Array:
+    y = widened(x) * sigmoid_of(x)
+    y *= u
+    return narrowed(y, x)
+
+
+def _gate_gradient(g: Array, x: Array, u: Array) -> Array:
+    return narrowed(_silu_gradient(widened(g) * u, widened(x)), g)
+
+
 class Softplus(Function):
     """y = ln(1 + eˣ) = max(x, 0) + ln(1 + e^(−|x|))        dx = g σ(x)"""
 
@@ -186,6 +218,18 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
 def silu(x: Any) -> Tensor:
     """y = x σ(x), also called swish"""
     return Silu.apply(as_float(x))
+
+
+def swiglu(gate: Any, up: Any) -> Tensor:
+    """y = silu(gate) ⊙ up: the gated unit in the MLP of Llama, as one op.
+
+    Both have one shape; where one product makes them side by side, `swiglu(*ops.chunk(x, 2, -1))`.
+    Shazeer, "GLU variants improve Transformer", 2020.
+    """
+    gate, up = float_pair(gate, up)
+    if gate.shape != up.shape:
+        raise ValueError(f"swiglu() needs two tensors of one shape, got {gate.shape}, {up.shape}")
+    return SwiGLU.apply(gate, up)
 
 
 def softplus(x: Any) -> Tensor:

@@ -29,7 +29,19 @@ def as_tensor(x: Any, like: Tensor | None = None) -> Tensor:
             dtype = backend.default_dtype()
         elif dtype == backend.bool_ and not isinstance(x, _TRUTH):
             dtype = backend.int64
-    return Tensor(namespace(like.data).asarray(x, dtype=dtype))
+    return Tensor(_scalar(x, dtype, like.data))
+
+
+def _scalar(x: Any, dtype: np.dtype, like: Array) -> Array:
+    """x as an array of no dimensions, of `like`'s library.
+
+    On a GPU as the argument of a launch, not as a copy from the host's memory: that would wait for
+    a transfer, and a CUDA graph could not repeat it.
+    """
+    if type(like) is np.ndarray:
+        return np.asarray(x, dtype=dtype)
+    filled = np.dtype(np.float32) if dtype == backend.bfloat16 else dtype
+    return namespace(like).full((), x, dtype=filled).astype(dtype, copy=False)
 
 
 def is_scalar(x: Any) -> bool:

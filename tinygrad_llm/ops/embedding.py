@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tinygrad_llm.autograd import Function, Part
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_array, as_tensor, widened
+from tinygrad_llm.ops import bounds
+from tinygrad_llm.ops.convert import as_tensor, widened
 from tinygrad_llm.tensor import Tensor
 
 
@@ -94,15 +96,17 @@ def embedding(ids: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
     weight = as_tensor(weight)
     if weight.ndim != 2:
         raise ValueError(f"embedding() needs a weight of shape (V, C), got {weight.shape}")
-    places = as_array(ids, weight.data)
+    places = bounds.as_ids(ids, weight.data)
     if places.dtype.kind not in "iu":
         raise TypeError(f"embedding() needs integer ids, got {places.dtype}")
     rows = weight.shape[0]
-    if places.size and (int(places.min()) < 0 or int(places.max()) >= rows):
-        wrong = int(places[(places < 0) | (places >= rows)][0])
-        raise IndexError(f"embedding(): id {wrong} is outside the table's rows 0 to {rows - 1}")
+    bounds.check(places, rows, partial(_no_row, rows))
     if padding_idx is not None:
         if not -rows <= padding_idx < rows:
             raise ValueError(f"padding_idx {padding_idx} is outside the table of {rows} rows")
         padding_idx %= rows
     return Embedding.apply(weight, ids=places, padding_idx=padding_idx)
+
+
+def _no_row(rows: int, id: int) -> IndexError:
+    return IndexError(f"embedding(): id {id} is outside the table's rows 0 to {rows - 1}")

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.backend import Array, namespace
-from tinygrad_llm.ops.convert import as_tensor, float_pair, narrowed, pair
+from tinygrad_llm.ops.convert import as_tensor, float_pair, narrowed, pair, widened
 from tinygrad_llm.ops.shape import sum_to
 from tinygrad_llm.tensor import Tensor
 
@@ -25,10 +26,10 @@ class MatMul(Function):
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         self.save(a if self.needs(1) else None, b if self.needs(0) else None)
-        return narrowed(a @ b, a)
+        return product(a, b)
 
     def backward(self, g: Any, a: Any, b: Any) -> Any:
-        da = None if b is None else sum_to(g @ b.swapaxes(-1, -2), self.shapes[0])
+        da = None if b is None else sum_to(product(g, b.swapaxes(-1, -2)), self.shapes[0])
         return da, None if a is None else self._right(g, a)
 
     def _right(self, g: Any, a: Any) -> Any:
@@ -36,8 +37,8 @@ class MatMul(Function):
         shape = self.shapes[1]
         if len(shape) == 2 and g.ndim > 2:
             n = math.prod(g.shape[:-1])
-            return a.reshape(n, shape[0]).swapaxes(0, 1) @ g.reshape(n, shape[1])
-        return sum_to(a.swapaxes(-1, -2) @ g, shape)
+            return product(a.reshape(n, shape[0]).swapaxes(0, 1), g.reshape(n, shape[1]))
+        return sum_to(product(a.swapaxes(-1, -2), g), shape)
 
     def forward_kernel(self, kernel: Any, a: Array, b: Array) -> tuple[Array, Any]:
         self.shapes = a.shape, b.shape
@@ -60,15 +61,15 @@ class Linear(Function):
         self.shape, self.has_bias = x.shape, b is not None
         self.save(x if self.needs(1) else None, w if self.needs(0) else None)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        y = narrowed(rows @ w.T, x)
+        y = product(rows, w.T)
         if b is not None:
             y += b
         return y.reshape(*x.shape[:-1], w.shape[0])
 
     def backward(self, g: Any, x: Any, w: Any) -> Any:
         rows = g.reshape(math.prod(g.shape[:-1]), g.shape[-1])
-        dx = None if w is None else (rows @ w).reshape(self.shape)
-        dw = None if x is None else rows.T @ x.reshape(rows.shape[0], self.shape[-1])
+        dx = None if w is None else product(rows, w).reshape(self.shape)
+        dw = None if x is None else product(rows.T, x.reshape(rows.shape[0], self.shape[-1]))
         if not self.has_bias:
             return dx, dw
         return dx, dw, column_sum(rows) if self.needs(2) else None
@@ -94,11 +95,27 @@ class Linear(Function):
         return self.needs(0), False, self.has_bias and self.needs(2), False
 
 
+def product(a: Any, b: Any) -> Any:
+    """a @ b of arrays or Tensors, half precision summed in float32 and rounded once.
+
+    NumPy's BLAS has no half precision, and without BLAS a product takes a hundred times as long: so
+    it is converted. CuPy has no batched product of bfloat16 matrices.
+    """
+    halves = a.dtype.itemsize == 2 and b.dtype.itemsize == 2
+    if not halves or isinstance(a, Tensor):
+        return a @ b
+    lacking = a.ndim > 2 or b.ndim > 2
+    if type(a) is np.ndarray or (lacking and a.dtype == backend.bfloat16):
+        return narrowed(widened(a) @ widened(b), a)
+    return narrowed(a @ b, a)
+
+
 def column_sum(rows: Any) -> Any:
     """Σ over the rows of a matrix; as a product with ones, which BLAS does at memory speed."""
     if isinstance(rows, Tensor):
         return rows.sum(axis=0)
-    return namespace(rows).ones(rows.shape[0], dtype=rows.dtype) @ rows
+    wide = widened(rows)
+    return narrowed(namespace(rows).ones(rows.shape[0], dtype=wide.dtype) @ wide, rows)
 
 
 def row_dot(a: Any, b: Any) -> Any:

@@ -196,8 +196,8 @@ class Cumsum(Function):
         return narrowed(y, x) if backend.is_float(x.dtype) else y
 
     def backward(self, g: Any) -> Any:
-        xp = namespace(g)
-        return xp.flip(xp.cumsum(xp.flip(g, self.axis), self.axis), self.axis)
+        xp, wide = namespace(g), widened(g)
+        return narrowed(xp.flip(xp.cumsum(xp.flip(wide, self.axis), self.axis), self.axis), g)
 
 
 class Norm(Reduction):

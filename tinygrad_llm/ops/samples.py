@@ -17,9 +17,14 @@ from tinygrad_llm import backend
 from tinygrad_llm.autograd import Function
 from tinygrad_llm.ops import activations, convert, elementwise, indexing, linalg, reduce, shape
 from tinygrad_llm.ops.attention import Attention, scaled_dot_product_attention
+from tinygrad_llm.ops.crf import LogPartition
 from tinygrad_llm.ops.dropout import Dropout
 from tinygrad_llm.ops.embedding import AddRows, Embedding, embedding
+from tinygrad_llm.ops.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from tinygrad_llm.ops.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
+from tinygrad_llm.ops.quantize import QuantizedLinear, quantize, quantized_linear
+from tinygrad_llm.ops.recurrent import LSTM
+from tinygrad_llm.ops.rotary import Rotary, rotary_embedding, rotary_tables
 from tinygrad_llm.ops.softmax import (
     BinaryCrossEntropy,
     CrossEntropy,
@@ -63,6 +68,9 @@ def samples() -> Samples:
         _norms,
         _lookups,
         _attention,
+        _positions,
+        _quantized,
+        _recurrent,
     ):
         found |= family(_Maker(rng))
     return found
@@ -166,6 +174,18 @@ def _unary(make: _Maker) -> Samples:
         activations.Gelu: smooth(activations.gelu),
         activations.GeluTanh: smooth(lambda x: activations.gelu(x, "tanh")),
         activations.Silu: smooth(activations.silu),
+        activations.SwiGLU: [
+            Sample("ordinary", activations.swiglu, _two(make, (3, 4), (3, 4))),
+            Sample("wide range", activations.swiglu, (wide.copy(), make.normal(10))),
+            Sample(
+                "two halves",
+                lambda x: activations.swiglu(*shape.chunk(x, 2, -1)),
+                (make.normal(2, 3, 4),),
+            ),
+            Sample("with itself", lambda x: activations.swiglu(x, x), (make.normal(3),)),
+            Sample("scalars", activations.swiglu, _two(make, (), ())),
+            Sample("empty", activations.swiglu, _two(make, (0, 3), (0, 3))),
+        ],
         activations.Softplus: smooth(activations.softplus),
     }
 
@@ -374,6 +394,25 @@ def _products(make: _Maker) -> Samples:
     }
 
 
+def _quantized(make: _Maker) -> Samples:
+    def frozen(n: int, k: int, **options: Any) -> Callable[..., Tensor]:
+        size, w = options.get("group_size"), quantize(make.normal(n, k), **options)
+        return lambda x, b=None: quantized_linear(x, *w, b, group_size=size)
+
+    bits4 = {"bits": 4, "group_size": 16}
+    return {
+        QuantizedLinear: [
+            Sample("8 bits", frozen(3, 4), (make.normal(2, 4), make.normal(3))),
+            Sample("4 bits", frozen(3, 37, **bits4), (make.normal(2, 2, 37),)),
+            Sample("zero points", frozen(3, 20, symmetric=False, **bits4),
+                   (make.normal(2, 20), make.normal(3))),
+            Sample("one vector", frozen(3, 4), (make.normal(4),)),
+            Sample("no rows", frozen(3, 4), (make.normal(0, 4), make.normal(3))),
+            Sample("no columns", frozen(3, 0), (make.normal(2, 0), make.normal(3))),
+        ],
+    }  # fmt: skip
+
+
 def _softmaxes(make: _Maker) -> Samples:
     normal = make.normal
     hidden = np.array([[1.0, -np.inf, 0.5], [-np.inf] * 3, [2.0, 1.0, -np.inf]])
@@ -416,6 +455,22 @@ def _softmaxes(make: _Maker) -> Samples:
         for note, o in options.items()
     ]
     ce.append(Sample("empty", lambda x: cross_entropy(x, labels[:0]), (normal(0, 3),)))
+
+    def last_layer(target: np.ndarray = labels, **options: Any) -> Callable[..., Tensor]:
+        return lambda x, w, b=None: linear_cross_entropy(x, w, target, b, chunk=3, **options)
+
+    of_all = {"weight": weight, "label_smoothing": 0.1}
+    linear_ce = [
+        Sample("plain", last_layer(), _two(make, (4, 2), (3, 2))),
+        Sample("bias", last_layer(), (*_two(make, (4, 2), (3, 2)), normal(3))),
+        Sample("summed", last_layer(reduction="sum"), _two(make, (4, 2), (3, 2))),
+        Sample(
+            "all together", last_layer(some, **of_all), (*_two(make, (4, 2), (3, 2)), normal(3))
+        ),
+        Sample("three axes", last_layer(labels.reshape(2, 2)), _two(make, (2, 2, 2), (3, 2))),
+        Sample("all ignored", last_layer(np.full(4, -100)), _two(make, (4, 2), (3, 2))),
+        Sample("empty", last_layer(labels[:0]), _two(make, (0, 2), (3, 2))),
+    ]
     keep_seen = lambda x: elementwise.masked_fill(log_softmax(x), ~seen, 0.0)  # noqa: E731
     finite_rows = np.array([0, 2])
     return {
@@ -431,6 +486,7 @@ def _softmaxes(make: _Maker) -> Samples:
             Sample("masked", lambda x: masked(logsumexp)(x)[finite_rows], (normal(3, 3),)),
         ],
         CrossEntropy: ce,
+        LinearCrossEntropy: linear_ce,
         BinaryCrossEntropy: [
             Sample("ordinary", binary_cross_entropy, (make.positive(3, 4) / 2.5, normal(3, 4))),
             Sample("empty", lambda p, z: binary_cross_entropy(p, z, reduction="sum"),
@@ -531,3 +587,63 @@ def _attention(make: _Maker) -> Samples:
             Sample("no batch", attend(), qkv(batch=(0, 2))),
         ],
     }  # fmt: skip
+
+
+def _positions(make: _Maker) -> Samples:
+    cos, sin = rotary_tables(7, 4, base=3.0, dtype=backend.float64)
+    own = cos.data[np.array([[0, 1, 2], [6, 6, 5]])][:, None]  # a table for each of two texts
+
+    def turn(**options: Any) -> Callable[..., Tensor]:
+        return lambda x: rotary_embedding(x, cos, sin, **options)
+
+    return {
+        Rotary: [
+            Sample("ordinary", turn(), (make.normal(3, 4),)),
+            Sample("later", turn(offset=4), (make.normal(2, 2, 3, 4),)),
+            Sample("interleaved", turn(offset=1, interleaved=True), (make.normal(2, 3, 4),)),
+            Sample("a table for each text", lambda x: rotary_embedding(x, own, own),
+                   (make.normal(2, 2, 3, 4),)),
+            Sample("a single pair", lambda x: rotary_embedding(x, cos[:, :1], sin[:, :1]),
+                   (make.normal(3, 2),)),
+            Sample("empty", turn(), (make.normal(2, 0, 4),)),
+        ],
+    }  # fmt: skip
+
+
+def _recurrent(make: _Maker) -> Samples:
+    def layer(t: int = 3, b: int = 2, i: int = 3, h: int = 2, bias: bool = True) -> Any:
+        state = make.normal(b, h), make.normal(b, h)
+        biases = (make.normal(4 * h), make.normal(4 * h)) * bias
+        return make.normal(t, b, i), *state, make.normal(4 * h, i), make.normal(4 * h, h), *biases
+
+    def run(lengths: Any = None, reverse: bool = False) -> Callable[..., Tensor]:
+        counts = None if lengths is None else np.array(lengths, np.int64)
+        return lambda *arrays: LSTM.apply(*arrays, lengths=counts, reverse=reverse)
+
+    def chain(b: int, t: int, k: int) -> tuple[np.ndarray, ...]:
+        return make.normal(b, t, k), make.normal(k, k), make.normal(k), make.normal(k)
+
+    def partition(*lengths: int) -> Callable[..., Tensor]:
+        counts = np.array(lengths, np.int64)
+        return lambda *arrays: LogPartition.apply(*arrays, lengths=counts)
+
+    return {
+        LSTM: [
+            Sample("ordinary", run(), layer()),
+            Sample("reverse", run(reverse=True), layer()),
+            Sample("lengths", run((1, 3, 0, 2)), layer(b=4)),
+            Sample("lengths, reverse", run((2, 0, 3), reverse=True), layer(b=3)),
+            Sample("no bias", run(), layer(bias=False)),
+            Sample("one step", run(), layer(t=1, h=3)),
+            Sample("no steps", run(), layer(t=0)),
+            Sample("no batch", run(), layer(b=0)),
+        ],
+        LogPartition: [
+            Sample("ordinary", partition(3, 3), chain(2, 3, 4)),
+            Sample("lengths", partition(1, 4, 0, 2), chain(4, 4, 3)),
+            Sample("one label", partition(3), chain(1, 3, 1)),
+            Sample("one step", partition(1, 1), chain(2, 1, 3)),
+            Sample("no steps", partition(0, 0), chain(2, 0, 3)),
+            Sample("no batch", partition(), chain(0, 2, 3)),
+        ],
+    }

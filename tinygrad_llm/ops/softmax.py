@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.autograd import Function
-from tinygrad_llm.backend import Array, is_float, namespace, over_rows
+from tinygrad_llm.backend import Array, as_dtype, is_float, namespace, over_rows
+from tinygrad_llm.ops import bounds
 from tinygrad_llm.ops.activations import softplus
 from tinygrad_llm.ops.convert import as_array, as_float, as_tensor, narrowed, widened
 from tinygrad_llm.ops.reduce import Reduction, kept_shape, sum_of
@@ -32,9 +34,10 @@ class Softmax(Function):
     def backward(self, g: Any, y: Any) -> Any:
         if isinstance(g, Tensor):
             return y * (g - (g * y).sum(axis=self.axis, keepdims=True))
-        dx = g * y
-        dx -= y * sum_of(dx, self.axis, True)
-        return dx
+        wide = widened(y)
+        dx = g * wide
+        dx -= wide * sum_of(dx, self.axis, True)
+        return narrowed(dx, y)
 
     def forward_kernel(self, kernel: Any, x: Array, axis: int) -> tuple[Array, Any]:
         self.axis = axis
@@ -62,6 +65,12 @@ def softmax_of(x: Array, axis: int, out: Array | None = None) -> Array:
     if x.size == 0:
         return x.copy() if out is None else out
     xp = namespace(x)
+    if x.dtype.itemsize == 2:  # the sum may be more than float16 holds
+        y = narrowed(softmax_of(widened(x), axis), x)
+        if out is None:
+            return y
+        out[...] = y
+        return out
     y = xp.subtract(x, finite_max(x, axis), out=out)
     xp.exp(y, out=y)
     total = sum_of(y, axis, True)
@@ -93,7 +102,7 @@ class LogSoftmax(Function):
         return y
 
     def backward(self, g: Any, y: Any) -> Any:
-        return g - namespace(g).exp(y) * sum_of(g, self.axis, True)
+        return narrowed(g - namespace(g).exp(widened(y)) * sum_of(g, self.axis, True), y)
 
     def forward_kernel(self, kernel: Any, x: Array, axis: int) -> tuple[Array, Any]:
         self.axis = axis
@@ -119,9 +128,9 @@ class LogSumExp(Reduction):
         return y
 
     def backward(self, g: Any, x: Any, y: Any) -> Any:
-        xp = namespace(g)
-        y = self.keepdims(y)
-        return self.keepdims(g) * xp.exp(x - xp.where(y == -np.inf, 0.0, y))
+        xp, y = namespace(g), widened(self.keepdims(y))
+        shifted = widened(x) - xp.where(y == -np.inf, 0.0, y)
+        return narrowed(self.keepdims(g) * xp.exp(shifted), g)
 
 
 def _logsumexp(x: Array, axis: Axis) -> Array:
@@ -150,7 +159,54 @@ def logsumexp(x: Any, axis: Axis = -1, keepdims: bool = False) -> Tensor:
 # --- cross-entropy --------------------------------------------------------------------------------
 
 
-class CrossEntropy(Function):
+class RowLosses(Function):
+    """What cross-entropy alone and with the last layer share: the formulas on rows of logits."""
+
+    class_weight: Array | None
+    smoothing: float
+
+    def losses(self, x: Array, target: Array) -> Array:
+        """yᵢ of the rows x (N, C)."""
+        xp = namespace(x)
+        shifted = x - finite_max(x, 1)
+        log_total = xp.log(xp.exp(shifted).sum(axis=1))
+        y = (log_total - shifted[xp.arange(len(x)), target]) * self._target_weight(x, target)
+        if self.smoothing:
+            y *= 1.0 - self.smoothing
+            y -= ((shifted - log_total[:, None]) * self._spread_weight(x)).sum(axis=1)
+        return y
+
+    def gradient(self, g: Array, x: Array, target: Array) -> Array:
+        """dxᵢ, for g (N,)."""
+        p = x - finite_max(x, 1)
+        namespace(x).exp(p, out=p)
+        total = p.sum(axis=1)  # p / total is softmax(x); the division joins the next product
+        if self.smoothing:
+            q = self.soft_target(x, target)
+            return (p * (q.sum(axis=1) / total)[:, None] - q) * g[:, None]
+        g = g * self._target_weight(x, target)
+        p *= (g / total)[:, None]
+        p[namespace(x).arange(len(x)), target] -= g
+        return p
+
+    def _target_weight(self, x: Array, target: Array) -> Any:
+        """w_t for each row; 1 without class weights."""
+        return x.dtype.type(1) if self.class_weight is None else self.class_weight[target]
+
+    def _spread_weight(self, x: Array) -> Any:
+        """ε/C, or ε/C · w_c: what label smoothing gives to every class."""
+        share = x.dtype.type(self.smoothing / x.shape[1])
+        return share if self.class_weight is None else share * self.class_weight
+
+    def soft_target(self, x: Array, target: Array) -> Array:
+        """q: the weights of the log-probabilities in the loss, a row per example."""
+        xp = namespace(x)
+        q = xp.zeros(x.shape, dtype=x.dtype) + self._spread_weight(x)
+        q[xp.arange(len(x)), target] += (1.0 - self.smoothing) * self._target_weight(x, target)
+        return q
+
+
+class CrossEntropy(RowLosses):
     """yᵢ = wᵢ (ln Σ_c e^(x_ic) − x_i,tᵢ)        dxᵢ = gᵢ wᵢ (softmax(xᵢ) − onehot(tᵢ))
 
     One row per example. With label smoothing ε the target is no longer one class but
@@ -167,27 +223,28 @@ class CrossEntropy(Function):
         counted: Array,
         class_weight: Array | None,
         smoothing: float,
+        dtype: np.dtype,
     ) -> Array:
         self.target, self.counted = target, counted
         self.class_weight, self.smoothing = class_weight, smoothing
         self.save(x)
-        y = namespace(x).empty(len(x), dtype=x.dtype)
+        y = namespace(x).empty(len(x), dtype=dtype)
 
         def compute(rows: slice) -> None:
-            y[rows] = self._losses(widened(x[rows]), target[rows])
+            y[rows] = self.losses(widened(x[rows]), target[rows])
 
         over_rows(compute, x)
-        return namespace(x).where(counted, y, x.dtype.type(0))
+        return namespace(x).where(counted, y, dtype.type(0))
 
     def backward(self, g: Any, x: Any) -> Any:
         g = g * self.counted
         if isinstance(g, Tensor):
-            q = self._soft_target(x.data, self.target)
+            q = self.soft_target(x.data, self.target)
             return g.reshape(-1, 1) * (softmax(x, axis=1) * q.sum(axis=1, keepdims=True) - q)
         dx = namespace(x).empty(x.shape, dtype=x.dtype)
 
         def compute(rows: slice) -> None:
-            dx[rows] = self._gradient(g[rows], widened(x[rows]), self.target[rows])
+            dx[rows] = self.gradient(g[rows], widened(x[rows]), self.target[rows])
 
         over_rows(compute, x)
         return dx
@@ -200,52 +257,15 @@ class CrossEntropy(Function):
         counted: Array,
         class_weight: Array | None,
         smoothing: float,
+        dtype: np.dtype,
     ) -> tuple[Array, Any]:
         self.target, self.counted = target, counted
         self.class_weight, self.smoothing = class_weight, smoothing
         self.save(x)
-        return kernel.forward(x, target, counted, class_weight, smoothing=smoothing)
+        return kernel.forward(x, target, counted, class_weight, smoothing=smoothing, dtype=dtype)
 
     def backward_kernel(self, kernel: Any, g: Array, *saved: Any) -> Array:
         return kernel.backward(g, *saved, smoothing=self.smoothing)
-
-    def _losses(self, x: Array, target: Array) -> Array:
-        xp = namespace(x)
-        shifted = x - finite_max(x, 1)
-        log_total = xp.log(xp.exp(shifted).sum(axis=1))
-        y = (log_total - shifted[xp.arange(len(x)), target]) * self._target_weight(x, target)
-        if self.smoothing:
-            y *= 1.0 - self.smoothing
-            y -= ((shifted - log_total[:, None]) * self._spread_weight(x)).sum(axis=1)
-        return y
-
-    def _gradient(self, g: Array, x: Array, target: Array) -> Array:
-        p = x - finite_max(x, 1)
-        namespace(x).exp(p, out=p)
-        total = p.sum(axis=1)  # p / total is softmax(x); the division joins the next product
-        if self.smoothing:
-            q = self._soft_target(x, target)
-            return (p * (q.sum(axis=1) / total)[:, None] - q) * g[:, None]
-        g = g * self._target_weight(x, target)
-        p *= (g / total)[:, None]
-        p[namespace(x).arange(len(x)), target] -= g
-        return p
-
-    def _target_weight(self, x: Array, target: Array) -> Any:
-        """w_t for each row; 1 without class weights."""
-        return x.dtype.type(1) if self.class_weight is None else self.class_weight[target]
-
-    def _spread_weight(self, x: Array) -> Any:
-        """ε/C, or ε/C · w_c: what label smoothing gives to every class."""
-        share = x.dtype.type(self.smoothing / x.shape[1])
-        return share if self.class_weight is None else share * self.class_weight
-
-    def _soft_target(self, x: Array, target: Array) -> Array:
-        """q: the weights of the log-probabilities in the loss, a row per example."""
-        xp = namespace(x)
-        q = xp.zeros(x.shape, dtype=x.dtype) + self._spread_weight(x)
-        q[xp.arange(len(x)), target] += (1.0 - self.smoothing) * self._target_weight(x, target)
-        return q
 
 
 def cross_entropy(
@@ -255,6 +275,7 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    dtype: Any = None,
 ) -> Tensor:
     """y = −Σ_c q_c ln softmax(logits)_c, with q the target class or distribution.
 
@@ -267,6 +288,8 @@ def cross_entropy(
         reduction: 'mean' (by the weights of the counted targets), 'sum' or 'none' (shape (…)).
             The mean over no counted example is 0.
         label_smoothing: ε in [0, 1): the target becomes (1 − ε) q + ε/C.
+        dtype: of the losses, by default that of the logits. Inside all is float32 at least; with
+            logits in half precision a loss in float32 keeps its digits, and room for its scale.
 
     Raises:
         ValueError: shapes that do not fit, or a class out of range (the first one is named).
@@ -277,45 +300,66 @@ def cross_entropy(
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     classes = logits.shape[-1] if logits.ndim else 0
-    class_weight = None
-    if weight is not None:
-        # A copy: what the caller writes into the weights later is not for this backward.
-        class_weight = as_array(weight, logits.data).astype(logits.dtype, copy=True)
-        if class_weight.shape != (classes,):
-            raise ValueError(f"cross_entropy() needs weight ({classes},), got {class_weight.shape}")
-    labels = target if isinstance(target, Tensor) else as_tensor(as_array(target, logits.data))
+    class_weight = class_weights(weight, classes, logits)
+    labels = target if isinstance(target, Tensor) else Tensor(bounds.as_ids(target, logits.data))
     if is_float(labels.dtype):
+        if dtype is not None:
+            logits = logits.astype(dtype)
         return _soft_cross_entropy(logits, labels, class_weight, reduction, label_smoothing)
     if labels.shape != logits.shape[:-1] or logits.ndim == 0:
         raise ValueError(
             f"cross_entropy() takes logits (…, C) and integer targets (…): got {logits.shape} and "
             f"{labels.shape}"
         )
-    flat = labels.data.reshape(-1)
-    counted = flat != ignore_index
-    safe = namespace(flat).where(counted, flat, 0)
-    _check_classes(safe, classes)
+    safe, counted = counted_targets(labels.data.reshape(-1), classes, ignore_index)
     losses = CrossEntropy.apply(
-        logits.reshape((flat.size, classes)),
+        logits.reshape((safe.size, classes)),
         target=safe,
         counted=counted,
         class_weight=class_weight,
         smoothing=label_smoothing,
+        dtype=logits.dtype if dtype is None else as_dtype(dtype),
     )
     if reduction == "none":
         return losses.reshape(labels.shape)
     if reduction == "sum":
         return losses.sum()
-    total = counted.sum() if class_weight is None else (class_weight[safe] * counted).sum()
-    return losses.sum() * (1.0 / float(total) if total else 0.0)
+    return losses.sum() * mean_share(safe, counted, class_weight, losses.dtype)
 
 
-def _check_classes(labels: Array, classes: int) -> None:
-    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        wrong = int(labels[(labels < 0) | (labels >= classes)][0])
-        raise ValueError(
-            f"cross_entropy(): a target is {wrong}, but the logits have classes 0 to {classes - 1}"
-        )
+def class_weights(weight: Any, classes: int, x: Tensor) -> Array | None:
+    """The weights (C,) in x's dtype: a copy, for what is written into them later comes too late."""
+    if weight is None:
+        return None
+    found = as_array(weight, x.data).astype(x.dtype, copy=True)
+    if found.shape != (classes,):
+        raise ValueError(f"cross_entropy() needs weight ({classes},), got {found.shape}")
+    return found
+
+
+def counted_targets(labels: Array, classes: int, ignore_index: int) -> tuple[Array, Array]:
+    """(the class of each row, 0 where it counts for nothing; whether it counts)"""
+    bounds.check(labels, classes, partial(_no_class, classes), ignoring=ignore_index)
+    counted = labels != ignore_index
+    return namespace(labels).where(counted, labels, 0), counted
+
+
+def _no_class(classes: int, target: int) -> ValueError:
+    return ValueError(
+        f"cross_entropy(): a target is {target}, but the logits have classes 0 to {classes - 1}"
+    )
+
+
+def mean_share(target: Array, counted: Array, class_weight: Array | None, dtype: Any) -> Any:
+    """1 / Σ w_t over the rows that count; 0 where none does.
+
+    A float; on a GPU an array of no dimensions in dtype, for the host does not wait for the sum.
+    """
+    total = counted.sum() if class_weight is None else (class_weight[target] * counted).sum()
+    if type(counted) is np.ndarray:
+        return 1.0 / float(total) if total else 0.0
+    total = total.astype(np.float64)
+    return (total != 0).astype(dtype) * (1.0 / (total + (total == 0))).astype(dtype)
 
 
 def _soft_cross_entropy(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
+
+from tinygrad_llm import dispatch
+from tinygrad_llm.autograd import mark_written
 from tinygrad_llm.backend import Array, namespace
 from tinygrad_llm.optim.groups import Params, non_negative
 from tinygrad_llm.optim.optimizer import Optimizer
+from tinygrad_llm.tensor import Tensor
 
 
 class Adam(Optimizer):
@@ -39,6 +45,8 @@ class Adam(Optimizer):
 
     state_keys = frozenset({"step", "exp_avg", "exp_avg_sq"})
     decoupled: ClassVar[bool] = False  # does λ act on θ directly, past m and v?
+    # (parameters, t, lr, betas, eps) -> what a CUDA graph reads instead of t, lr and ε, or None.
+    numbers: Callable[..., Any] | None = None
 
     def __init__(
         self,
@@ -64,13 +72,9 @@ class Adam(Optimizer):
         self, weights: Array, gradient: Array, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
         xp = namespace(weights)
+        self._begin(weights, state)
         lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
         beta1, beta2 = map(float, group["betas"])
-        if "step" not in state:
-            state["step"] = 0
-            state["exp_avg"] = xp.zeros_like(weights)
-            state["exp_avg_sq"] = xp.zeros_like(weights)
-        state["step"] += 1
         t = state["step"]
         # lr·m̂/(√v̂ + ε) = rate·m/(√v + ε̂): the hats as two numbers instead of two arrays (the
         # paper says so at the end of its section 2; with ε̂ it is algorithm 1 exactly).
@@ -96,6 +100,96 @@ class Adam(Optimizer):
             xp.divide(m, a, out=a)
             a *= rate
             theta -= a  # θ ← θ − rate · m / (√v + ε̂)
+
+    def _begin(self, weights: Array, state: dict[str, Any]) -> None:
+        """t ← t + 1; before the first step, m and v are 0."""
+        if "step" not in state:
+            state["step"] = 0
+            state["exp_avg"] = namespace(weights).zeros_like(weights)
+            state["exp_avg_sq"] = namespace(weights).zeros_like(weights)
+        state["step"] += 1
+
+    # --- the same by a kernel ---------------------------------------------------------------------
+
+    def step(self, factor: float = 1.0) -> None:
+        self._step_all(float(factor))
+
+    def step_clipped(
+        self,
+        max_norm: float = math.inf,
+        factor: float = 1.0,
+        loss: Array | None = None,
+        wait: bool = False,
+    ) -> Any:
+        reached = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        kernels = {self._kernel(group) for group in self.param_groups}
+        if not reached or None in kernels:
+            return super().step_clipped(max_norm, factor, loss, wait)
+        (kernel,) = kernels - {_NOTHING}
+        norm = guard = kernel.gradient_norm([_gradient(p) for p in reached], scale=float(factor))
+        if loss is not None:
+            with np.errstate(invalid="ignore"):
+                guard = norm + loss.reshape(1) * 0  # NaN where one of them is not finite
+        if wait:
+            norm = float(norm[0])
+            if not math.isfinite(float(guard[0])):
+                return norm
+        self._step_all(float(factor), max_norm=float(max_norm), norm=guard)
+        return norm
+
+    def _step_all(self, factor: float, **clip: Any) -> None:
+        """A launch for all parameters that share options and t; `_update` where no kernel runs."""
+        launches: dict[tuple[Any, ...], list[tuple[Tensor, float]]] = {}
+        for group in self.param_groups:
+            kernel = self._kernel(group)
+            if kernel is None:
+                self._step_group(group["params"], group, factor)
+                continue
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self._state_of(p, p.grad.data)
+                    self._begin(state.get("master", p.data), state)
+                    kind = (kernel, state["step"], group["lr"], tuple(group["betas"]), group["eps"])
+                    launches.setdefault(kind, []).append((p, float(group["weight_decay"])))
+        for (kernel, t, lr, betas, eps), members in launches.items():
+            parameters = [p for p, _ in members]
+            states = [self.state[p] for p in parameters]
+            kernel.adamw(
+                [p.data for p in parameters],
+                [_gradient(p) for p in parameters],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [state.get("master") for state in states],
+                step=t,
+                lr=float(lr),
+                betas=betas,
+                eps=float(eps),
+                weight_decay=[decay for _, decay in members],
+                scale=factor,
+                numbers=self.numbers and self.numbers(parameters, t, float(lr), betas, float(eps)),
+                **clip,
+            )
+            for p in parameters:
+                mark_written(p.data, by=type(self).__name__)
+
+    def _kernel(self, group: dict[str, Any]) -> Any:
+        """The kernel file that steps this group, None for `_update`."""
+        reached = [p for p in group["params"] if p.grad is not None]
+        if not reached:
+            return _NOTHING
+        if type(reached[0].data) is np.ndarray and not dispatch.forced:
+            return None
+        arrays = [p.data for p in reached] + [_gradient(p) for p in reached]
+        options = {"decoupled": self.decoupled, "weight_decay": group["weight_decay"]}
+        return dispatch.select("adamw", arrays, options).module
+
+
+_NOTHING = object()  # the kernel of a group that no gradient has reached
+
+
+def _gradient(p: Tensor) -> Array:
+    assert p.grad is not None
+    return p.grad.data
 
 
 class AdamW(Adam):

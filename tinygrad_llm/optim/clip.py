@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm import dispatch
 from tinygrad_llm.autograd import mark_written
 from tinygrad_llm.backend import Array, float32, float64, namespace
 from tinygrad_llm.tensor import Tensor
@@ -26,10 +27,11 @@ def clip_grad_norm_(
     far. Call it between `backward()` and `step()`. Pascanu et al., "On the difficulty of training
     recurrent neural networks", ICML 2013; the 10⁻⁶ is PyTorch's.
 
-    The squares of one array are summed in its own dtype (float16 and bfloat16 in float32), and the
-    arrays in float64. Where the squares leave the range of the dtype, as those of a float32 array
-    of norm 10²⁰ or 10⁻²⁰ do, the array is divided by its largest number first: the norm is inf
-    only when a gradient is.
+    In NumPy the squares of one array are summed in its own dtype (float16 and bfloat16 in float32),
+    and the arrays in float64. Where the squares leave the range of the dtype, as those of a float32
+    array of norm 10²⁰ or 10⁻²⁰ do, the array is divided by its largest number first: the norm is
+    inf only when a gradient is. On a GPU a kernel adds up all squares in float64 (`dispatch`). The
+    host then waits for the number; `Optimizer.step_clipped` clips without that.
 
     Args:
         parameters: one Tensor or several; those whose grad is None are left out.
@@ -50,13 +52,12 @@ def clip_grad_norm_(
     if norm_type not in (2, math.inf):
         raise ValueError(f"norm_type must be 2 or inf, got {norm_type}")
     reached = _with_gradient(parameters)
-    found = norms([p.grad.data for p in reached], norm_type)
-    total = math.hypot(*found) if norm_type == 2 else max(found, default=0.0, key=_nan_is_largest)
+    total = _total([p.grad.data for p in reached], norm_type)
     if not math.isfinite(total):
         if error_if_nonfinite:
             raise RuntimeError(
-                f"the norm of the gradients is {total}: {_bad_gradients(reached, found)}; lower "
-                "the learning rate, or find the op with detect_anomaly()"
+                f"the norm of the gradients is {total}: {_bad_gradients(reached)}; lower the "
+                "learning rate, or find the op with detect_anomaly()"
             )
         return total
     share = float(max_norm) / (total + 1e-6)
@@ -80,6 +81,23 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     limit = float(clip_value)
     reached = _with_gradient(parameters)
     _rewrite(reached, "clip_grad_value_", lambda xp, g, out: xp.clip(g, -limit, limit, out=out))
+
+
+def _total(gradients: Sequence[Array], norm_type: float) -> float:
+    """The norm of all gradients as one long vector."""
+    if norm_type == 2:
+        kernel = _kernel(gradients)
+        if kernel is not None:
+            return float(kernel.gradient_norm(gradients)[0])
+        return math.hypot(*norms(gradients))
+    return max(norms(gradients, norm_type), default=0.0, key=_nan_is_largest)
+
+
+def _kernel(gradients: Sequence[Array]) -> Any:
+    """The kernel file that adds up the squares; None for `norms`."""
+    if not gradients or (type(gradients[0]) is np.ndarray and not dispatch.forced):
+        return None
+    return dispatch.select("gradient_norm", gradients, {}).module
 
 
 def _with_gradient(parameters: Tensor | Iterable[Tensor]) -> list[Any]:
@@ -120,6 +138,7 @@ def _at_least_float32(g: Array) -> Array:
 
 def _largest(g: Array) -> Any:
     """max |gᵢ|, NaN if any is; no array of absolute values is made."""
+    g = _at_least_float32(g)  # ml_dtypes warns of a NaN in bfloat16
     return namespace(g).maximum(g.max(), -g.min()) if g.size else 0.0
 
 
@@ -127,9 +146,12 @@ def _nan_is_largest(norm: float) -> float:
     return math.inf if math.isnan(norm) else norm
 
 
-def _bad_gradients(reached: list[Any], norms: list[float]) -> str:
-    bad = [p.shape for p, norm in zip(reached, norms, strict=True) if not math.isfinite(norm)]
-    return f"{len(bad)} of {len(norms)} gradients hold NaN or infinity, the first of shape {bad[0]}"
+def _bad_gradients(reached: list[Any]) -> str:
+    found = norms([p.grad.data for p in reached])
+    bad = [p.shape for p, norm in zip(reached, found, strict=True) if not math.isfinite(norm)]
+    if not bad:
+        return "each is finite, all together leave the range of float32"
+    return f"{len(bad)} of {len(found)} gradients hold NaN or infinity, the first of shape {bad[0]}"
 
 
 def _rewrite(reached: list[Any], by: str, write: Callable[[Any, Array, Array], Any]) -> None:

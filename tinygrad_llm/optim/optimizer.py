@@ -8,6 +8,7 @@ an update runs fast on arrays that are larger than the cache.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import mark_written
 from tinygrad_llm.backend import Array, device_of, float32, is_array, namespace, to_device
+from tinygrad_llm.optim.clip import norms
 from tinygrad_llm.optim.groups import Params, as_groups, describe, names_and_parameters
 from tinygrad_llm.tensor import Tensor
 
@@ -97,31 +99,72 @@ class Optimizer:
                 else:
                     p.grad = Tensor(namespace(p.data).zeros_like(p.data))
 
-    def step(self) -> None:
-        """One update of every parameter that has a gradient; where `grad` is None, none."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._advance(p, p.grad.data, group)
+    def step(self, factor: float = 1.0) -> None:
+        """One update of every parameter that has a gradient; where `grad` is None, none.
 
-    def _advance(self, p: Tensor, g: Array, group: dict[str, Any]) -> None:
-        theta = p.data
-        if g.shape != theta.shape:
-            raise ValueError(
-                f"a parameter of shape {theta.shape} has a gradient of shape {g.shape}: "
-                "was its .grad set by hand?"
-            )
-        state = self.state.get(p)
-        if state is None:
-            state = self.state[p] = {}
+        With a factor, that times the gradient takes the gradient's place, multiplied in float32 at
+        least: a gradient in float16 was scaled up to be no zero, and is none when scaled back.
+        """
+        for group in self.param_groups:
+            self._step_group(group["params"], group, float(factor))
+
+    def step_clipped(
+        self,
+        max_norm: float = math.inf,
+        factor: float = 1.0,
+        loss: Array | None = None,
+        wait: bool = False,
+    ) -> Any:
+        """norm = ‖factor · g‖; a step with factor · g · min(1, max_norm / (norm + 10⁻⁶)); the norm
+
+        `clip_grad_norm_` and `step` in one, for parameters of this optimiser only. Nothing is
+        changed where the norm is NaN or infinite, or a number of `loss` is; the gradients are only
+        read. Where kernels do it (see `dispatch`), the norm is an array (1,) on the GPU, clipped by
+        there, and the host has waited for nothing; else it is a Python float.
+
+        Args:
+            max_norm: the largest norm allowed; math.inf clips nothing.
+            factor: as 1 over a loss scale; see `step`.
+            loss: an array of one number that must be finite for the step, too.
+            wait: return a float in any case, known before the step, so that no count goes on where
+                there is none. For who trains on after a step that was left out, as float16 does;
+                the counts, which the host keeps, else take it for a step.
+        """
+        reached = [p.grad.data for p in self._parameters() if p.grad is not None]
+        norm = abs(float(factor)) * math.hypot(*norms(reached))
+        if math.isfinite(norm) and (loss is None or math.isfinite(float(loss))):
+            self.step(float(factor) * min(1.0, float(max_norm) / (norm + 1e-6)))
+        return norm
+
+    def _step_group(self, parameters: list[Tensor], group: dict[str, Any], factor: float) -> None:
+        for p in parameters:
+            if p.grad is not None:
+                self._advance(p, p.grad.data, group, factor)
+
+    def _advance(self, p: Tensor, g: Array, group: dict[str, Any], factor: float) -> None:
+        theta, state = p.data, self._state_of(p, g)
+        if factor != 1.0:
+            g = (g.astype(float32) if _is_half(g) else g) * factor
         if _is_half(theta):
-            if "master" not in state:
-                state["master"] = theta.astype(float32)
             self._update(state["master"], g, state, group)
             theta[...] = state["master"]
         else:
             self._update(theta, g, state, group)
         mark_written(theta, by=type(self).__name__)
+
+    def _state_of(self, p: Tensor, g: Array) -> dict[str, Any]:
+        """What is kept of p; with a master where p is half. ValueError for another shape of g."""
+        if g.shape != p.data.shape:
+            raise ValueError(
+                f"a parameter of shape {p.data.shape} has a gradient of shape {g.shape}: "
+                "was its .grad set by hand?"
+            )
+        state = self.state.get(p)
+        if state is None:
+            state = self.state[p] = {}
+        if _is_half(p.data) and "master" not in state:
+            state["master"] = p.data.astype(float32)
+        return state
 
     def _update(
         self, weights: Array, gradient: Array, state: dict[str, Any], group: dict[str, Any]
