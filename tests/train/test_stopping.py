@@ -44,3 +44,15 @@ def test_the_count_goes_on_from_a_state():
     two.load_state(one.state())
     two.validated(1.0)
     assert two.over(1, 0, 0.0) is not None
+
+
+def test_another_score_is_the_better_the_higher():
+    limits = Limits(TrainConfig(patience=2), "val_f1")
+    ended = []
+    for f1 in (0.0, 0.5, 0.4, 0.6, 0.6, float("nan")):
+        limits.validated(f1)
+        ended.append(limits.over(1, 0, 0.0) is not None)
+    assert ended == [False] * 5 + [True]
+    end = limits.over(1, 0, 0.0)
+    assert end is not None
+    assert end.reason == "had 2 validations without a better f1 than 0.6000"

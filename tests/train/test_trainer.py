@@ -210,7 +210,7 @@ def test_early_stopping_also_across_a_stop(config, tmp_path, monkeypatch):
 
 
 def test_overfitting_one_batch_brings_its_loss_to_nearly_0(config, tmp_path):
-    config = dataclasses.replace(config, model=configuration.ModelConfig(1, 2, 32, 0.0))
+    config = dataclasses.replace(config, model=configuration.ModelConfig(n_layer=1, n_head=2, n_embd=32))
     config = changed(
         config,
         overfit_one_batch=True,
@@ -407,8 +407,48 @@ def test_nan_is_never_the_best(config, tmp_path):
     trainer.best = None
     for step, loss in ((100, math.nan), (101, 2.0), (102, 3.0)):
         trainer.step = step
-        trainer.save(loss)
+        trainer.save({"step": step, "val_loss": loss})
     assert trainer.best == {"step": 101, "val_loss": 2.0}
+
+
+class Scored(Pieces):
+    """A task that says how good the model is by a number of its own."""
+
+    score = "val_f1"
+
+    def __init__(self, batches, found):
+        super().__init__(batches)
+        self.found = iter(found)
+
+    def evaluate(self, model):
+        return {"val_loss": 9.0, "val_f1": next(self.found), "val_precision": 0.5}
+
+    def remark(self, found):
+        return "half of it" if found["val_f1"] == 0.5 else None
+
+
+def test_a_task_with_a_score_of_its_own_decides_what_is_best(tmp_path):
+    model = GPT(GPTConfig(vocab_size=11, n_positions=4, n_embd=8, n_layer=1, n_head=2))
+    batch = (np.zeros((2, 4), dtype=np.int64), np.ones((2, 4), dtype=np.int64))
+    optimizer = SGD(model.parameters(), lr=0.0)
+    config = TrainConfig(
+        steps=9, eval_every=1, checkpoint_every=9, patience=2, ema=0.5, processes=1
+    )
+    task = Scored([batch], [0.1, 0.1, 0.5, 0.4, 0.7, 0.6, 0.7, 0.8, 0.6, 0.9])
+    run = Run.new(tmp_path / "run")
+    run.begin("")
+    log = PlainLog(io.StringIO())
+    schedule = LRScheduler(optimizer, lambda step: 1.0)
+    trainer = Trainer(model, optimizer, schedule, task, config, run, log)
+    trainer.fit()
+    # Every second number is that of the average: it is recorded, and decides nothing.
+    records = [r for r in Run.open(tmp_path / "run").metrics() if "val_f1" in r]
+    assert [r["val_f1"] for r in records] == [0.1, 0.5, 0.7, 0.7, 0.6]
+    assert [r["val_f1_ema"] for r in records] == [0.1, 0.4, 0.6, 0.8, 0.9]
+    assert trainer.best == {"step": 2, "val_loss": 9.0, "val_f1": 0.7}
+    assert trainer.end is not None
+    assert trainer.end.reason == "had 2 validations without a better f1 than 0.7000"
+    assert log.out.getvalue().count("half of it") == 1
 
 
 def test_weights_that_a_step_has_spoilt_are_not_saved(config, tmp_path, monkeypatch):

@@ -178,6 +178,7 @@ def _beginning() -> Iterator[None]:
 
 def _fit(ready: Pretraining, folder: Path, options: Options) -> None:
     """Train; where a signal ends it, print the command that goes on with `folder`."""
+    from tinygrad_llm.train.graph import GraphError
     from tinygrad_llm.train.parallel import Lost
     from tinygrad_llm.train.trainer import Interrupted, NotSaved, OutOfMemory
 
@@ -186,7 +187,7 @@ def _fit(ready: Pretraining, folder: Path, options: Options) -> None:
     except Interrupted as stop:
         _print_way_on(str(stop), folder, options)
         raise
-    except (NotSaved, OutOfMemory, Lost) as error:
+    except (NotSaved, OutOfMemory, Lost, GraphError) as error:
         raise UsageError(str(error)) from error
 
 

@@ -32,6 +32,7 @@ from tinygrad_llm.data.token_files import tokens_of
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.data.tokens import Tokens
 from tinygrad_llm.models.gpt import GPT
+from tinygrad_llm.ops import bounds
 from tinygrad_llm.tasks.evaluate import byte_lengths
 from tinygrad_llm.tensor import Tensor
 
@@ -87,8 +88,10 @@ class CausalTask:
             self.train_tokens, self.val_tokens = sides(
                 text, tokenizer, val_fraction, val_by, report
             )
-        _check_sizes(self.train_tokens, self.val_tokens, context, documents)
-        self.train = _training(self.train_tokens, batch_size, context, documents, order, seed)
+        check_sizes(self.train_tokens, self.val_tokens, context, documents)
+        self.train = training_batches(
+            self.train_tokens, batch_size, context, documents, order, seed
+        )
         self.held_out: SequentialBatches | OnePass
         if documents == "separate":
             self.held_out = OnePass(DocumentWindows(self.val_tokens, context), batch_size)
@@ -119,7 +122,7 @@ class CausalTask:
     def loss(self, model: GPT, batch: Batch) -> Tensor:
         """The mean cross-entropy over the targets of the batch, in nats: a scalar Tensor."""
         device = next(iter(model.parameters())).device
-        x, y = (Tensor(ids, device=device) for ids in batch)  # (B, T) each
+        x, y = (bounds.ids_on(ids, device) for ids in batch)  # (B, T) each
         return model.loss(x, y, ignore_index=IGNORE_INDEX)
 
     def size(self, batch: Batch) -> int:
@@ -139,9 +142,9 @@ class CausalTask:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; ValueError when a text is no longer the same."""
-        _refuse_another(self.text, state["sha256"])
+        refuse_another(self.text, state["sha256"])
         if self.validation_text is not None:
-            _refuse_another(self.validation_text, state["val_sha256"])
+            refuse_another(self.validation_text, state["val_sha256"])
         self.train.load_state(state["train"])
 
 
@@ -171,7 +174,8 @@ def sides(
     return train, held_out
 
 
-def _check_sizes(train: Tokens, held_out: Tokens, context: int, documents: Documents) -> None:
+def check_sizes(train: Tokens, held_out: Tokens, context: int, documents: Documents) -> None:
+    """Raise ValueError where one side is too short for a window of this context."""
     needed = context + 1 if documents == "packed" else 2
     if len(train) < needed:
         raise ValueError(
@@ -185,9 +189,10 @@ def _check_sizes(train: Tokens, held_out: Tokens, context: int, documents: Docum
         )
 
 
-def _training(
+def training_batches(
     tokens: Tokens, batch_size: int, context: int, documents: Documents, order: Order, seed: int
 ) -> RandomBatches | RandomWindows | EpochBatches:
+    """Endless batches of windows; the options are those of `CausalTask`."""
     if documents == "packed" and order == "random":
         return RandomBatches(tokens.ids, batch_size, context, RandomStream(seed))
     if documents == "packed":
@@ -199,7 +204,8 @@ def _training(
     return EpochBatches(windows, batch_size, seed if order == "shuffled" else None)
 
 
-def _refuse_another(text: Text, sha256: str) -> None:
+def refuse_another(text: Text, sha256: str) -> None:
+    """Raise ValueError unless the text is the one of that checksum."""
     if sha256 != text.sha256:
         raise ValueError(
             f"the text of {text.name!r} has changed since the run began (sha256 {sha256[:12]} "

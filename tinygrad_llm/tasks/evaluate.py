@@ -30,7 +30,7 @@ from tinygrad_llm.autograd import no_grad
 from tinygrad_llm.data.loader import IGNORE_INDEX
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.models.gpt import GPT
-from tinygrad_llm.tensor import Tensor
+from tinygrad_llm.ops import bounds
 
 Watch = Callable[[int, int], None]  # (tokens, bytes; 0 where the tokens do not tell them)
 
@@ -218,7 +218,7 @@ def _evaluate(
 
 def _loss(model: GPT, x: np.ndarray, y: np.ndarray) -> float:
     device = next(iter(model.parameters())).device
-    inputs, targets = (Tensor(ids, device=device) for ids in (x, y))
+    inputs, targets = (bounds.ids_on(ids, device) for ids in (x, y))
     return model.loss(inputs, targets, ignore_index=IGNORE_INDEX).item()
 
 

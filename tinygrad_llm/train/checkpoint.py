@@ -37,17 +37,22 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used, in one sentence for people."""
 
 
-def save_training(folder: Path, optimizer: Optimizer, state: dict[str, Any]) -> None:
+def save_training(
+    folder: Path, optimizer: Optimizer, state: dict[str, Any], masters: bool = True
+) -> None:
     """Write optimizer.safetensors and trainer.json; `state` is JSON, floats to the last bit.
 
     The optimiser's arrays are named 'parameter number.key', as in '3.exp_avg'; what is not an
-    array, such as Adam's step count, stands in trainer.json.
+    array, such as Adam's step count, stands in trainer.json. Without `masters`, the float32 copies
+    of half weights are left out: for a model that was saved with them.
     """
     kept = optimizer.state_dict()
     arrays: dict[str, backend.Array] = {}
     numbers: dict[str, Any] = {}
     for i, entries in kept["state"].items():
         for key, value in entries.items():
+            if key == "master" and not masters:
+                continue
             if backend.is_array(value):
                 arrays[f"{i}.{key}"] = value
             else:

@@ -95,28 +95,45 @@ def _is_path(word: str) -> bool:
     return named or (word != "" and Path(word).exists())
 
 
+Architecture = Literal["gpt", "llama", "bert", "lstm", "t5"]
+
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """The size of the transformer."""
+    """The kind of network and its size."""
 
+    architecture: Architecture = "gpt"
+    """gpt, llama: they write; bert reads; lstm writes with a memory; t5 reads and then writes."""
     n_layer: int = 4
-    """Transformer blocks, one after the other."""
+    """Layers, one after the other; t5 has so many to read and so many to write."""
     n_head: int = 4
     """Attention heads in a block; divides n_embd."""
     n_embd: int = 128
     """Width: numbers that describe one token."""
     dropout: float = 0.0
     """Share of activations zeroed while training."""
+    tied: bool = True
+    """The output layer is the table of embeddings again."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd"):
             _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
-        if self.n_embd % self.n_head:
+        of_heads = self.architecture != "lstm"
+        if of_heads and self.n_embd % self.n_head:
             raise ConfigError(
                 f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} "
                 f"and {self.n_head}"
             )
         _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+
+
+# The dtypes to train in, by what people write for them.
+DTYPES = {
+    **{"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"},
+    **{"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},
+}
 
 
 @dataclass(frozen=True)
@@ -177,8 +194,18 @@ class TrainConfig:
     """Processes that share each step on the CPU; 0: one per core, where the model is small."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: the GPU where CuPy sees one."""
+    dtype: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16|float16")] = "float32"
+    """What the network computes with. bfloat16 (bf16) and float16 (fp16) keep the weights in
+    float32 beside it; float16 also scales the loss."""
+    cuda_graph: bool = False
+    """On a GPU, record a whole step once and replay it with one launch: the same numbers, and less
+    work for the CPU; the products are those of our own kernels."""
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            names = dict.fromkeys(DTYPES.values())
+            raise ConfigError(f"train.dtype must be one of {', '.join(names)}, got {self.dtype!r}")
+        object.__setattr__(self, "dtype", DTYPES[self.dtype])  # one name, however it was written
         for name in _AT_LEAST_1:
             _require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
         for name in _0_OR_MORE:
@@ -229,13 +256,71 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class MaskingConfig:
+    """What BERT has to guess: hidden words, and whether one text follows another."""
+
+    mask_probability: float = 0.15
+    """The share of the tokens that is asked for; of them 80% are hidden, 10% replaced, 10% left."""
+    whole_words: bool = False
+    """Ask for whole words instead of single pieces of them."""
+    short_probability: float = 0.1
+    """The share of the pairs of texts that is shorter than the context."""
+
+    def __post_init__(self) -> None:
+        share = self.mask_probability
+        _require(0 < share < 1, "masking.mask_probability", "in (0, 1)", share)
+        share = self.short_probability
+        _require(0 <= share <= 1, "masking.short_probability", "in [0, 1]", share)
+
+
+@dataclass(frozen=True)
+class SpanConfig:
+    """What T5 has to fill in: spans of the text that are hidden."""
+
+    noise_density: float = 0.15
+    """The share of the tokens that is hidden."""
+    mean_span: float = 3.0
+    """Tokens of a hidden span, on average."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.noise_density < 1, "span.noise_density", "in (0, 1)", self.noise_density)
+        _require(1 <= self.mean_span < math.inf, "span.mean_span", "at least 1", self.mean_span)
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that decides a pretraining run."""
+    """Everything that decides a pretraining run.
+
+    Some keys are for some architectures only: `applies` says which.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    span: SpanConfig = field(default_factory=SpanConfig)
+
+
+# What an architecture has no use for: keys, and sections with a dot behind them.
+_WRITES = ("masking.", "span.")
+_WITHOUT: dict[str, tuple[str, ...]] = {
+    "gpt": (*_WRITES, "model.tied"),
+    "llama": (*_WRITES, "model.tied"),
+    "lstm": (*_WRITES, "model.n_head", "train.gradient_checkpointing"),
+    # Its pairs are drawn from whole documents, and its targets are not all of the tokens, of whose
+    # cost model-FLOPs utilisation is made. It writes nothing.
+    "bert": (
+        *("span.", "sample.", "model.tied", "train.mfu"),
+        *("data.val_by", "data.documents", "data.order"),
+    ),
+    "t5": ("masking.", "sample.", "model.tied", "train.mfu", "train.gradient_checkpointing"),
+}
+
+
+def applies(architecture: str, key: str) -> bool:
+    """Whether it has a use for the key, such as 'model.n_head'; or for a section, 'masking.'"""
+    return not key.startswith(_WITHOUT[architecture])
 
 
 def _require(ok: bool, key: str, expected: str, got: object) -> None:
@@ -359,11 +444,71 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def preset(name: str) -> PretrainConfig:
+# Minutes on two cores, on the documentation that comes with Python, as DEMO.
+LLAMA_DEMO = {**DEMO, "model": {"architecture": "llama", **DEMO["model"]}}
+
+BERT_DEMO = {
+    "data": {"source": "python-docs", "tokenizer": "wordpiece", "vocab_size": 2048},
+    "model": {"architecture": "bert", "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
+    "train": {
+        "steps": 2500,
+        "batch_size": 32,
+        "context": 64,
+        "lr": 2e-3,
+        "min_lr": 2e-4,
+        "warmup": 100,
+        "eval_every": 250,
+        "eval_batches": 40,
+        "checkpoint_every": 500,
+    },
+}
+
+LSTM_DEMO = {
+    "data": {"source": "python-docs", "tokenizer": "bpe", "vocab_size": 1024},
+    "model": {"architecture": "lstm", "n_layer": 2, "n_embd": 256, "dropout": 0.0},
+    "train": {**DEMO["train"], "steps": 1500, "batch_size": 32},
+    "sample": DEMO["sample"],
+}
+
+T5_DEMO = {
+    "data": {"source": "python-docs", "tokenizer": "bpe", "vocab_size": 1024},
+    "model": {"architecture": "t5", "n_layer": 3, "n_head": 4, "n_embd": 128, "dropout": 0.0},
+    "train": {**DEMO["train"], "steps": 2000, "batch_size": 32},
+}
+
+LLAMA_TINY = {**TINY, "model": {"architecture": "llama", "n_layer": 1, "n_head": 2, "n_embd": 16}}
+BERT_TINY = {
+    "data": {"tokenizer": "wordpiece", "vocab_size": 1024},
+    "model": {"architecture": "bert", **TINY["model"]},
+    "train": TINY["train"],
+}
+LSTM_TINY = {
+    **TINY,
+    "model": {"architecture": "lstm", "n_layer": 1, "n_embd": 16, "dropout": 0.1},
+}
+T5_TINY = {
+    "data": TINY["data"],
+    "model": {"architecture": "t5", **TINY["model"]},
+    "train": TINY["train"],
+}
+
+# The presets of each architecture.
+PRESETS_OF: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "gpt": PRESETS,
+    "llama": {"demo": LLAMA_DEMO, "tiny": LLAMA_TINY},
+    "bert": {"demo": BERT_DEMO, "tiny": BERT_TINY},
+    "lstm": {"demo": LSTM_DEMO, "tiny": LSTM_TINY},
+    "t5": {"demo": T5_DEMO, "tiny": T5_TINY},
+}
+
+
+def preset(name: str, architecture: str = "gpt") -> PretrainConfig:
     """The configuration called `name`; ConfigError with the nearest name when there is none."""
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}")
-    return merge(PretrainConfig(), PRESETS[name], where=f"preset {name}")
+    presets = PRESETS_OF[architecture]
+    if name not in presets:
+        of = "" if architecture == "gpt" else f" of {architecture}"
+        raise ConfigError(f"unknown preset {name!r}{of}{nearest(name, presets)}")
+    return merge(PretrainConfig(), presets[name], where=f"preset {name}")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -410,9 +555,24 @@ def merge(config: T, changes: Mapping[str, Any], where: str, section: str = "") 
         else:
             raise ConfigError(f"{where}: {name} must be a section [{name}], got {value!r}")
     try:
-        return dataclasses.replace(config, **checked)  # pyright: ignore[reportArgumentType]
+        merged = dataclasses.replace(config, **checked)  # pyright: ignore[reportArgumentType]
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+    if isinstance(merged, PretrainConfig):
+        _refuse_inapplicable(merged.model.architecture, changes, where)
+    return merged
+
+
+def _refuse_inapplicable(architecture: str, changes: Mapping[str, Any], where: str) -> None:
+    """ConfigError for a key that is there and changes nothing: somebody expects that it does."""
+    for section, inner in changes.items():
+        for key in inner:
+            if not applies(architecture, f"{section}.{key}"):
+                others = [name for name in ARCHITECTURES if applies(name, f"{section}.{key}")]
+                raise ConfigError(
+                    f"{where}: {section}.{key} is nothing that pretraining {architecture} has: it "
+                    f"is for {', '.join(others)}"
+                )
 
 
 def _nearest_key(config: Any, key: str, section: str) -> str:
@@ -457,12 +617,26 @@ def _checked(value: Any, kind: Any, name: str) -> Any:
 
 def dumps(config: PretrainConfig) -> str:
     """`config` as TOML, one section after the other: `load` gives an equal one back."""
-    lines = ["# Run it again: tinygrad-llm pretrain gpt --config config.toml"]
-    for section in dataclasses.fields(config):
-        values = getattr(config, section.name)
-        lines += ["", f"[{section.name}]"]
-        lines += [f"{key} = {_toml(value)}" for key, value in vars(values).items()]
+    kind = config.model.architecture
+    lines = [f"# Run it again: tinygrad-llm pretrain {kind} --config config.toml"]
+    for section, values in as_dict(config).items():
+        lines += ["", f"[{section}]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
     return "\n".join(lines) + "\n"
+
+
+def as_dict(config: PretrainConfig) -> dict[str, dict[str, Any]]:
+    """{section: {key: value}} of what the architecture has a use for: `merge` takes it back."""
+    kind = config.model.architecture
+    found = {
+        section.name: {
+            key: value
+            for key, value in vars(getattr(config, section.name)).items()
+            if applies(kind, f"{section.name}.{key}")
+        }
+        for section in dataclasses.fields(config)
+    }
+    return {section: values for section, values in found.items() if values}
 
 
 def _toml(value: object) -> str:

@@ -36,14 +36,14 @@ class WeightAverage:
             mean += (1 - d) * _wide(p.data)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within: the average in the place of the weights."""
+    def in_place(self, rounded: bool = False) -> Iterator[None]:
+        """Within: the average in the place of the weights; rounded, in the dtype that they have."""
         arrays = [p.data for p in self.parameters]  # in memory that other processes may share
         weights = [array.copy() for array in arrays]
         for p, mean in zip(self.parameters, self.arrays, strict=True):
-            if mean.dtype == p.dtype:
+            if rounded or mean.dtype == p.dtype:
                 p.data[...] = mean
-            else:  # half precision would round the average
+            else:
                 p.data = mean
         try:
             yield

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from json import dumps
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from tinygrad_llm.train.memory import readable
 from tinygrad_llm.train.run import Record
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ class _Progress:
         self.val_loss_ema: float | None = None
         self.speed = 0.0
         self.mfu: float | None = None
+        self.memory = 0  # bytes at the peak so far, on a GPU
         self.began = time.monotonic()
 
     def record(self, record: Record) -> None:
@@ -202,9 +204,10 @@ class _Progress:
             self.speed = _blend(self.speed or None, record["tokens_per_second"])
             if "mfu" in record:
                 self.mfu = _blend(self.mfu, record["mfu"])
+            self.memory = record.get("memory", 0)
 
     def numbers(self, with_validation: bool = True) -> str:
-        """loss 2.345 · val loss 2.456 · 12,345 tokens/s · MFU 34%"""
+        """loss 2.345 · val loss 2.456 · 12,345 tokens/s · MFU 34% · 3.1 GB"""
         parts = []
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")
@@ -216,6 +219,8 @@ class _Progress:
             parts.append(f"{self.speed:,.0f} tokens/s")
         if self.mfu is not None:
             parts.append(f"MFU {self.mfu:.0%}")
+        if self.memory:
+            parts.append(readable(self.memory))
         return " · ".join(parts)
 
     def line(self, record: Record) -> str:

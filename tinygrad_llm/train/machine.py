@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tinygrad_llm import backend
+from tinygrad_llm import backend, dispatch
+from tinygrad_llm.data import cache
 from tinygrad_llm.kernels import mode
+from tinygrad_llm.train.memory import readable
 
 
 def choose_device(wanted: str = "auto") -> tuple[str, str]:
@@ -55,6 +59,7 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "Triton", _distribution("triton")
     yield "kernels", _kernels()
     yield "GPU", _gpus()
+    yield from _about_gpus()
     device, why = choose_device()
     yield "device", f"{device} ({why})"
     yield "default dtype", str(backend.default_dtype())
@@ -108,6 +113,74 @@ def _gpus() -> str:
         runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())
     ]
     return ", ".join(names)
+
+
+def _about_gpus() -> Iterator[tuple[str, str]]:
+    """What each GPU has, what drives it, and what runs there; nothing where there is none."""
+    if importlib.util.find_spec("cupy") is None:
+        return
+    try:
+        cupy = backend.cupy()
+    except RuntimeError:
+        return
+    runtime = cupy.cuda.runtime
+    for i in range(runtime.getDeviceCount()):
+        yield f"cuda:{i}", _about(cupy, i)
+    driver, own = (_cuda(f()) for f in (runtime.driverGetVersion, runtime.runtimeGetVersion))
+    older = "" if driver >= own else ": the driver is too old for this CuPy, install a newer one"
+    yield "CUDA", f"{_dotted(driver)} by the driver, {_dotted(own)} by CuPy{older}"
+    yield "on the GPU", _what_runs()
+    yield "tuned", _tuned()
+
+
+def _about(cupy: Any, index: int) -> str:
+    """NVIDIA H100 80GB HBM3: 85.0 GB, 84.1 GB free; compute capability 9.0, 132 processors"""
+    found = cupy.cuda.runtime.getDeviceProperties(index)
+    with cupy.cuda.Device(index):
+        free, total = cupy.cuda.runtime.memGetInfo()
+    processors = found.get("multiProcessorCount")
+    return (
+        f"{found['name'].decode()}: {readable(total)}, {readable(free)} free; compute capability "
+        f"{found['major']}.{found['minor']}" + (f", {processors} processors" if processors else "")
+    )
+
+
+def _cuda(version: int) -> tuple[int, int]:
+    """13010 -> (13, 1)"""
+    return version // 1000, version % 1000 // 10
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _what_runs() -> str:
+    """The ops with kernels of ours, where they run on a GPU in this process."""
+    if importlib.util.find_spec("triton") is None:
+        return "CuPy and cuBLAS; kernels need Triton: pip install 'tinygrad-llm[cuda13]'"
+    try:
+        if mode.choose().name != "gpu":
+            return "CuPy and cuBLAS: kernels do not run on the GPU in this process (see kernels)"
+    except ValueError:
+        return "CuPy and cuBLAS"
+    ours = [rule.op for rule in dispatch.TABLE if rule.op not in dispatch.PRODUCTS]
+    products = " and ".join(sorted(dispatch.PRODUCTS))
+    return f"Triton for {', '.join(ours)}; for {products} cuBLAS, or Triton where it was faster"
+
+
+def _tuned() -> str:
+    """How many kernels were measured here before; Triton is not imported for that."""
+    folder = cache.folder() / "kernels"
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    if not files:
+        return f"nothing yet: each kernel is measured at its first use, and kept in {folder}"
+    counts = []
+    for file in files:
+        try:
+            counts.append(f"{len(json.loads(file.read_text(encoding='utf-8')))} in {file.name}")
+        except (OSError, ValueError):
+            counts.append(f"{file.name} cannot be read")
+    return f"{', '.join(counts)}, in {folder}"
 
 
 def _kernels() -> str:

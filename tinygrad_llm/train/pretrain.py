@@ -31,6 +31,7 @@ from tinygrad_llm.train.log import Log
 from tinygrad_llm.train.machine import choose_device, physical_memory
 from tinygrad_llm.train.overfit import OneBatch
 from tinygrad_llm.train.parallel import processes_for
+from tinygrad_llm.train.precision import slow_on_cpu
 from tinygrad_llm.train.progress import LogReport
 from tinygrad_llm.train.run import Run, find_checkpoint
 from tinygrad_llm.train.samples import Samples
@@ -112,7 +113,10 @@ def _with_processes(config: PretrainConfig, model: GPT, device: str, log: Log) -
     train = config.train
     tokens = train.batch_size * train.context
     parameters = sum(p.size for p in model.parameters())
-    count = processes_for(train.processes, device, train.batch_size, tokens, parameters)
+    alone = train.dtype != "float32" and not train.processes  # a team has no masters
+    count = (
+        1 if alone else processes_for(train.processes, device, train.batch_size, tokens, parameters)
+    )
     if count > 1:
         log.say(f"processes: {count}, which share every batch")
     return replace(config, train=replace(train, processes=count))
@@ -143,6 +147,7 @@ CHANGEABLE = (
     "train.mfu",
     "train.processes",
     "train.device",
+    "train.cuda_graph",
     "sample.",
 )
 
@@ -295,6 +300,8 @@ def _trainer(
         f"vocabulary {tokenizer.vocab_size:,}"
     )
     log.say(f"model: {sum(p.size for p in model.parameters()):,} parameters")
+    if slow := slow_on_cpu(train.dtype, next(iter(model.parameters())).device):
+        log.say(slow)
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     groups = lr_groups(decay_groups(model, train.weight_decay), train.lr, train.lr_groups)
@@ -338,9 +345,12 @@ def _sample(
 
 def _utilisation(train: TrainConfig, model: GPT, log: Log) -> Utilisation:
     flops = model.flops_per_token(train.context)
-    peak = measured_peak(next(iter(model.parameters())).device)
+    device = next(iter(model.parameters())).device
+    # On the CPU products of half precision are float32's, too.
+    half = {"dtype": train.dtype} if device != "cpu" and train.dtype != "float32" else {}
+    peak = measured_peak(device, **half)
     log.say(
-        f"peak: {peak / 1e9:,.0f} GFLOP/s (measured, float32); a token needs {flops / 1e6:,.2f} "
-        "MFLOP to train on"
+        f"peak: {peak / 1e9:,.0f} GFLOP/s (measured, {half.get('dtype', 'float32')}); a token "
+        f"needs {flops / 1e6:,.2f} MFLOP to train on"
     )
     return Utilisation(flops, peak)

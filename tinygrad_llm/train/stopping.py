@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +18,31 @@ class End:
     limit: float
 
 
+def better(score: str, value: float, than: float | None) -> bool:
+    """Is `value` better? A loss is the better the lower, every other score the higher."""
+    if than is None or math.isnan(value):
+        return not math.isnan(value)
+    return value < than if score.endswith("loss") else value > than
+
+
 class Limits:
     """Watches a run against the limits in `config`.
 
     Patience counts validations, the one before the first step among them: it is used up when as
     many in a row as `config.patience` were no better than the best before them. The count belongs
-    to the state of a run, so that a resumed one stops where the whole one does.
+    to the state of a run, so that a resumed one stops where the whole one does. `score` says what
+    is compared: a loss, or what is the better the higher.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, score: str = "val_loss") -> None:
+        self.config, self.score = config, score
         self.best: float | None = None
         self.waited = 0
 
-    def validated(self, val_loss: float) -> None:
+    def validated(self, value: float) -> None:
         """Take note of a validation."""
-        if self.best is None or val_loss < self.best:
-            self.best, self.waited = val_loss, 0
+        if better(self.score, value, self.best):
+            self.best, self.waited = value, 0
         else:
             self.waited += 1
 
@@ -49,7 +58,8 @@ class Limits:
             reason = f"trained for {seconds:.1f} s, its limit being {c.max_seconds:g} s"
             return End(reason, "--max-seconds", c.max_seconds)
         if 0 < c.patience <= self.waited:
-            reason = f"had {self.waited} validations without a better loss than {self.best:.4f}"
+            what = self.score.removeprefix("val_")
+            reason = f"had {self.waited} validations without a better {what} than {self.best:.4f}"
             return End(reason, "--patience", self.waited)
         return None
 

@@ -13,26 +13,30 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from safetensors import SafetensorError
 
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import no_grad
-from tinygrad_llm.optim import LRScheduler, Optimizer, clip_grad_norm_
+from tinygrad_llm.optim import Adam, LRScheduler, Optimizer, clip_grad_norm_
 from tinygrad_llm.tensor import Tensor
-from tinygrad_llm.train import checkpoint, plot
+from tinygrad_llm.train import checkpoint, memory, plot
 from tinygrad_llm.train.blackbox import first_bad_op
 from tinygrad_llm.train.config import TrainConfig
 from tinygrad_llm.train.ema import WeightAverage
+from tinygrad_llm.train.graph import GraphedStep, refuse_graph
 from tinygrad_llm.train.log import Log
 from tinygrad_llm.train.parallel import Lost, Part, Team, cut
+from tinygrad_llm.train.precision import HalfWeights, LossScaler
+from tinygrad_llm.train.readback import Late
 from tinygrad_llm.train.run import Record, Run
 from tinygrad_llm.train.samples import Samples
-from tinygrad_llm.train.stopping import End, Limits
+from tinygrad_llm.train.stopping import End, Limits, better
+from tinygrad_llm.train.transfer import UploadedTask, with_arrays
 from tinygrad_llm.train.utilisation import Utilisation
 
 
@@ -62,6 +66,25 @@ class Task(Protocol):
         ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """What a task has besides, where its mean loss does not tell how good a model is.
+
+    `score` names the number by which a checkpoint is the best: one that ends in 'loss' is the
+    better the lower, another the higher.
+    """
+
+    score: str
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        """What is recorded of a validation: 'val_loss', `score`, whatever else by its name."""
+        ...
+
+    def remark(self, found: dict[str, float]) -> str | None:
+        """A sentence for people on these numbers, where there is one."""
+        ...
 
 
 class Model(Protocol):
@@ -124,19 +147,33 @@ class Trainer:
         samples: Samples | None = None,
         utilisation: Utilisation | None = None,
     ) -> None:
-        self.model, self.optimizer, self.schedule, self.task = model, optimizer, schedule, task
+        self.device = next((p.device for p in model.parameters()), "cpu")
+        on_gpu = self.device != "cpu"
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.task: Task = UploadedTask(task, self.device) if on_gpu else task
+        self.memory = memory.GpuMemory() if on_gpu else None
         self.config, self.run, self.log = config, run, log
         self.samples, self.utilisation = samples, utilisation
-        self.average = WeightAverage(model.parameters(), config.ema) if config.ema else None
+        self.half = self.scaler = None  # where the network computes in half precision
+        if config.dtype != "float32":
+            self.half = HalfWeights(model.parameters(), optimizer, config.dtype)
+            self.scaler = LossScaler() if config.dtype == "float16" else None
+        with self._masters():
+            self.average = WeightAverage(model.parameters(), config.ema) if config.ema else None
         self.team: Team | None = None  # the processes that share a step, where there are several
         if config.processes > 1:
             work = self.gradient, self.loss
             self.team = Team(model.parameters(), optimizer, *work, config.processes)
-        self.limits = Limits(config)
+        refuse_graph(config, self.device, optimizer)
+        self.graph = self._graphed() if config.cuda_graph else None
+        self.measured = task if isinstance(task, Measured) else None
+        self.score = self.measured.score if self.measured is not None else "val_loss"
+        self.limits = Limits(config, self.score)
         self.end: End | None = None  # why the run is over, once it is
         self.step = 0  # updates so far
         self.tokens = 0  # targets trained on so far
-        self.best: Record | None = None  # {"step", "val_loss"} of the best checkpoint
+        self.best: Record | None = None  # {"step", "val_loss", score} of the best checkpoint
+        self._late: Late | None = None  # what a GPU has not yet told of the last step
         self._saved_step: int | None = None
         self._elapsed = 0.0  # seconds of training before this process
         self._began = time.monotonic()
@@ -155,7 +192,8 @@ class Trainer:
         try:
             # An overflow needs no warning of NumPy's: the run stops at what comes of it.
             quiet = np.errstate(over="ignore", invalid="ignore")
-            with self._noticing_signals(), quiet, self._explaining():
+            on_device = backend.on_device(self.device)
+            with self._noticing_signals(), quiet, on_device, self._explaining():
                 if self.team is not None:
                     self.team.start()  # before the log: a bar has a thread, which no fork survives
                 self.log.start(self.step, self.config.steps)
@@ -178,10 +216,12 @@ class Trainer:
             saving = self._due(self.config.checkpoint_every)
             self.end = self.over()
             if self.end or saving or self._due(self.config.eval_every):
+                self._settle()
                 record |= self._validate()
                 self.end = self.end or self.over()  # the patience may be used up now
                 saving = saving or (self.config.patience > 0 and self.limits.waited == 0)
-            self._note({**record, "elapsed": self._seconds()})
+            record["elapsed"] = self._seconds()
+            self._note(record)
             if not math.isfinite(record.get("val_loss", 0.0)):  # this step spoilt the weights
                 raise Diverged(
                     f"the validation loss is {record['val_loss']} after step {self.step}, so "
@@ -189,40 +229,122 @@ class Trainer:
                 )
             self._sample()
             if self.end or saving:
-                self.save(record["val_loss"])
+                self.save(record)
             if self._signal is not None and self.end is None:
                 self.save()
                 raise Interrupted(self._signal, self.step)
+        if self.memory is not None:
+            self.log.say(self.memory.summary())
 
     def train_step(self) -> Record:
-        """θ ← θ − update(∂L/∂θ): one update; its line in metrics.jsonl."""
+        """θ ← θ − update(∂L/∂θ): one update; its line in metrics.jsonl.
+
+        On a GPU the line has no loss yet: the GPU still works when this returns. See `_settle`.
+        """
         began = time.perf_counter()
         batches = [self.task.next_batch() for _ in range(self.config.accumulate)]
         random = backend.random.state()
         parts = self._parts(batches)
-        loss, norm = self._find_gradient(parts)  # which way is each weight wrong?
-        if not math.isfinite(loss + norm):  # before the weights are spoilt
-            raise self._diverged(loss, norm, parts, random)
-        (self.team or self.optimizer).step()  # a step against the gradient
         lr = self.optimizer.defaults["lr"] * self.schedule.schedule(self.schedule.last_step)
+        loss, norm = self._update(parts)
+        record: Record = {"step": self.step + 1, "loss": None, "lr": lr, "grad_norm": None}
+        late = Late(record, (loss, norm), parts, random)
+        if isinstance(norm, float):  # it is known whether the step was made
+            self._take_in(late)
+        else:
+            self._late = late
         self.schedule.step()  # the learning rate of the next step
 
         self.step += 1
         if self.average is not None:
-            self.average.update(self.step)
+            with self._masters():
+                self.average.update(self.step)
         targets = sum(map(self.task.size, batches))
         self.tokens += targets
         seconds = time.perf_counter() - began
-        record = {
-            "step": self.step,
-            "loss": loss,
-            "lr": lr,
-            "grad_norm": norm,
-            "tokens_per_second": targets / seconds,
-        }
+        record["tokens_per_second"] = targets / seconds
         if self.utilisation is not None:
             record["mfu"] = self.utilisation.mfu(targets, seconds)
+        if self.memory is not None:
+            record |= self.memory.record()
         return record
+
+    def _update(self, parts: Sequence[Part]) -> tuple[Any, Any]:
+        """L, and the norm that ∂L/∂θ had before it was clipped; a step where both are finite.
+
+        Two Python floats; on a GPU arrays of one number, for which nobody has waited.
+        """
+        if self.graph is not None:
+            return self.graph(parts)
+        if self.half is None and self.device == "cpu":
+            loss, norm = self._find_gradient(parts)
+            if math.isfinite(loss + norm):  # before the weights are spoilt
+                (self.team or self.optimizer).step()  # a step against the gradient
+            return loss, norm
+        self.optimizer.zero_grad()
+        loss = self.gradient(parts)
+        self._settle()  # before the weights are others than those of the last step
+        on_gpu = backend.is_array(loss)
+        norm = self.optimizer.step_clipped(
+            self.config.grad_clip or math.inf,
+            1.0 if self.scaler is None else 1.0 / self.scaler.scale,
+            loss if on_gpu else np.asarray(loss, dtype=np.float32),
+            wait=self.scaler is not None or not on_gpu,
+        )
+        return loss, norm
+
+    def _graphed(self) -> GraphedStep:
+        """The step as a CUDA graph, for --cuda-graph."""
+        limit, optimizer, task = self.config.grad_clip or math.inf, self.optimizer, self.task
+        assert isinstance(optimizer, Adam)
+        assert isinstance(task, UploadedTask)
+        pools = [] if self.memory is None else self.memory.pools
+
+        def compute(parts: Sequence[Part]) -> tuple[Any, Any]:
+            optimizer.zero_grad()
+            loss = self.gradient(parts)
+            norm = optimizer.step_clipped(limit, 1.0, loss)
+            optimizer.zero_grad()  # their memory is used again within the step
+            return loss, norm
+
+        return GraphedStep(compute, optimizer, task, self._settle, pools)
+
+    def _find_gradient(self, parts: Sequence[Part]) -> tuple[float, float]:
+        """L, and the norm that ∂L/∂θ had before it was clipped."""
+        if self.team is not None:
+            return self.team.gradient(parts, self.config.grad_clip or math.inf)
+        self.optimizer.zero_grad()  # forget the gradients of the last step
+        loss = self.gradient(parts)  # which way is each weight wrong?
+        return loss, clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+
+    def _settle(self) -> None:
+        """Wait for what a GPU has to tell of the last step, and write its line if that is due.
+
+        It is called when the GPU has the next step's forward and backward pass to do, so it does
+        not stand still; but before the next update, and before anything is validated or saved.
+        Weights are never spoilt meanwhile: where the norm is not finite, the step left them alone.
+        """
+        late, self._late = self._late, None
+        if late is not None:
+            self._take_in(late)
+            if late.due:
+                self._write_line(late.record)
+
+    def _take_in(self, late: Late) -> None:
+        """The loss and norm of a step into its record; Diverged where they end the run."""
+        loss, norm = late.read()
+        good, record = math.isfinite(loss + norm), late.record
+        record |= {"loss": loss, "grad_norm": norm}
+        if self.scaler is not None:
+            record |= {"loss_scale": self.scaler.scale, "skipped": not good}
+            self.scaler.update(good)
+        if good:
+            return
+        if self.scaler is None or self.scaler.exhausted:
+            raise self._diverged(loss, norm, late)
+        for name in ("loss", "grad_norm"):  # a step that is skipped: JSON has no infinity
+            if not math.isfinite(record[name]):
+                del record[name]
 
     def _parts(self, batches: Sequence[Any]) -> list[Part]:
         """What is worked on at once: a batch, or where several processes share one a piece of it.
@@ -237,25 +359,25 @@ class Trainer:
         # A part without targets is left out: a mean over none of them would be NaN.
         return [Part(batch, size / sum(sizes), None) for batch, size in weighted if size]
 
-    def _find_gradient(self, parts: Sequence[Part]) -> tuple[float, float]:
-        """L, and the norm that ∂L/∂θ had before it was clipped."""
-        if self.team is not None:
-            return self.team.gradient(parts, self.config.grad_clip or math.inf)
-        self.optimizer.zero_grad()  # forget the gradients of the last step
-        loss = self.gradient(parts)
-        return loss, clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+    def gradient(self, parts: Sequence[Part]) -> Any:
+        """θ.grad += ∂L/∂θ for every θ, times the loss scale of float16; L, the loss of the parts.
 
-    def gradient(self, parts: Sequence[Part]) -> float:
-        """θ.grad += ∂L/∂θ for every θ; L, the loss of the parts."""
+        L is a float; on a GPU an array, which nobody waits for.
+        """
         self.model.train()  # dropout on
-        total = 0.0
+        total: Any = 0.0
         for part in parts:
             if part.random is not None:
                 backend.random.load_state(part.random)
             loss = self.task.loss(self.model, part.batch)  # forward: how wrong is the model?
+            if self.half is not None:
+                loss = loss.astype("float32")
             loss = loss * part.weight
-            loss.backward()  # backward: ∂loss/∂θ, added to θ.grad
-            total += loss.item()
+            scaled = loss if self.scaler is None else loss * self.scaler.scale
+            scaled.backward()  # backward: ∂loss/∂θ, added to θ.grad
+            if self.half is not None and len(parts) > 1:
+                self.half.widen_gradients()
+            total = total + (loss.item() if loss.device == "cpu" else loss.data)
         return total
 
     def evaluate(self) -> float:
@@ -284,17 +406,27 @@ class Trainer:
 
     def _validate(self) -> Record:
         """The loss of the weights, and that of their average where one is kept."""
-        found = {"val_loss": self.evaluate()}
-        self.limits.validated(found["val_loss"])
+        found = self._measure()
+        self.limits.validated(found[self.score])
+        if self.measured is not None and (remark := self.measured.remark(found)):
+            self.log.say(remark)
         if self.average is not None:
-            with self.average.in_place():
-                found["val_loss_ema"] = self.evaluate()
+            with self.average.in_place(rounded=True):
+                averaged = self._measure()
+            found |= {f"{key}_ema": averaged[key] for key in {"val_loss", self.score}}
         return found
+
+    def _measure(self) -> Record:
+        """`val_loss`, and what else the task has to say of the weights as they are."""
+        if self.measured is None:
+            return {"val_loss": self.evaluate()}
+        return dict(self.measured.evaluate(self.model))
 
     def _sample(self) -> None:
         """Show what the model writes by now, where that is due."""
         if self.samples is None or not self.samples.due(self.step):
             return
+        self._settle()
         try:
             with self._writing():
                 text = self.samples.take(self.step)
@@ -307,6 +439,13 @@ class Trainer:
         return self.step % every == 0
 
     def _note(self, record: Record) -> None:
+        """Write the line, or have it written once its numbers are there."""
+        if self._late is not None and self._late.record is record:
+            self._late.due = True
+        else:
+            self._write_line(record)
+
+    def _write_line(self, record: Record) -> None:
         with self._writing():
             self.run.append(record)
         self.log.record(record)
@@ -315,16 +454,16 @@ class Trainer:
         """Time spent on this run, by all processes that worked on it."""
         return self._elapsed + time.monotonic() - self._began
 
-    def _diverged(
-        self, loss: float, norm: float, parts: Sequence[Part], random: dict[str, Any]
-    ) -> Diverged:
+    def _diverged(self, loss: float, norm: float, late: Late) -> Diverged:
         """What is known about the step that failed: its number, the op, and where to go back to."""
-        backend.random.load_state(random)  # the same dropout again
-        op = first_bad_op(lambda: self.gradient(parts))
+        backend.random.load_state(late.random)  # the same dropout again
+        op = first_bad_op(lambda: self.gradient(late.parts))
         where = f": {op}" if op else ""
+        if self.scaler is not None:
+            where += f", also with a loss scale of {2 * self.scaler.scale:g}"
         return Diverged(
-            f"the loss is {loss} and its gradient has norm {norm} at step {self.step + 1}{where}, "
-            f"so training stopped; {self._last_good()}; a lower learning rate often helps"
+            f"the loss is {loss} and its gradient has norm {norm} at step {late.record['step']}"
+            f"{where}, so training stopped; {self._last_good()}; a lower learning rate often helps"
         )
 
     @contextmanager
@@ -337,18 +476,48 @@ class Trainer:
                 f"{error}, so training stopped after step {self.step}; {self._last_good()}: go on "
                 "with --resume, perhaps with fewer --processes"
             ) from error
-        except MemoryError as error:
-            c, why = self.config, str(error)
-            ways = "a smaller --batch-size (with --accumulate for the same update) or --context"
-            if not c.gradient_checkpointing:
-                ways += ", or in this run --resume with --gradient-checkpointing"
-            if self.team is not None:
-                ways += ", or fewer --processes"
-            raise OutOfMemory(
-                f"there is not enough memory to go on after step {self.step} with batch_size "
-                f"{c.batch_size} and context {c.context}{f' ({why})' if why else ''}, so training "
-                f"stopped; {self._last_good()}; less is needed by {ways}"
-            ) from error
+        except (MemoryError, RuntimeError) as error:
+            if not memory.is_shortage(error):
+                raise
+            raise self._out_of_memory(error) from error
+
+    def _out_of_memory(self, error: BaseException) -> OutOfMemory:
+        c, parameters = self.config, self.model.parameters()
+        why = str(memory.look_at(error, parameters, self.optimizer, self.device))
+        ways = "a smaller --batch-size (with --accumulate for the same update) or --context"
+        if not c.gradient_checkpointing:
+            ways += ", or in this run --resume with --gradient-checkpointing"
+        if c.dtype == "float32" and self.device != "cpu":
+            ways += ", or in a new run --dtype bfloat16"
+        if self.team is not None:
+            ways += ", or fewer --processes"
+        fits = self._batch_that_fits(error)
+        if fits is not None and fits < c.batch_size:
+            guess = f"a batch of about {fits} fits" if fits else "not even a batch of 1 fits"
+            ways += f"; measured with few rows, {guess}"
+        return OutOfMemory(
+            f"there is not enough memory to go on after step {self.step} with batch_size "
+            f"{c.batch_size} and context {c.context}{f' ({why})' if why else ''}, so training "
+            f"stopped; {self._last_good()}; less is needed by {ways}"
+        )
+
+    def _batch_that_fits(self, error: BaseException) -> int | None:
+        """Measured with a batch of the task of one and of two rows; the run is over anyway."""
+        if self.team is not None:  # whose memory is not this process's alone
+            return None
+        task: Any = self.task.task if isinstance(self.task, UploadedTask) else self.task
+        self.graph = self._late = None  # and the memory that they hold
+        if self.memory is not None:
+            del self.memory.pools[1:]
+
+        def step(rows: int) -> None:
+            self.optimizer.zero_grad()
+            batch = with_arrays(task.next_batch(), lambda array: array[:rows])
+            task.loss(self.model, batch).backward()
+            self.optimizer.zero_grad()
+
+        moments = 0 if self.optimizer.state else 8 * sum(p.size for p in self.model.parameters())
+        return memory.batch_that_fits(error, step, self.device, reserved=moments)
 
     def _last_good(self) -> str:
         saved = self.run.checkpoint()
@@ -356,24 +525,26 @@ class Trainer:
 
     # --- going on later ---------------------------------------------------------------------------
 
-    def save(self, val_loss: float | None = None) -> None:
-        """Write a checkpoint; it becomes the best one when `val_loss` is the lowest so far.
+    def save(self, record: Record | None = None) -> None:
+        """Write a checkpoint; it becomes the best one when the record's score is the best so far.
 
         Only checkpoints with a validation compete: `best` is always a folder that is there.
         """
+        self._settle()
         if self._saved_step == self.step:
             return
-        better = (
-            val_loss is not None
-            and math.isfinite(val_loss)  # nothing would ever be better than NaN
-            and (self.best is None or val_loss < self.best["val_loss"])
+        improved = (
+            record is not None
+            and math.isfinite(record[self.score])  # nothing would ever be better than NaN
+            and better(self.score, record[self.score], self.best and self.best[self.score])
         )
-        if better:
-            self.best = {"step": self.step, "val_loss": val_loss}
+        if improved:
+            assert record is not None
+            self.best = {key: record[key] for key in ("step", "val_loss", self.score)}
         with self._writing():
             folder = self.run.save_checkpoint(self.step, self._write)
             self._saved_step = self.step
-            if better:
+            if improved:
                 self.run.mark_best(folder)
             if self.config.keep_last:
                 best = self.run.step_folder(self.best["step"]) if self.best else None
@@ -382,13 +553,18 @@ class Trainer:
     def _write(self, folder: Path) -> None:
         if self.team is not None:
             self.team.gather()
-        self.model.save_pretrained(folder)
+        with self._masters():
+            self.model.save_pretrained(folder)
         self.task.save(folder)
-        checkpoint.save_training(folder, self.optimizer, self.state())
+        checkpoint.save_training(folder, self.optimizer, self.state(), self.half is None)
         if self.average is not None:  # a model folder of its own: `generate` can open it
             with self.average.in_place():
                 self.model.save_pretrained(folder / checkpoint.AVERAGE)
             self.task.save(folder / checkpoint.AVERAGE)
+
+    def _masters(self) -> AbstractContextManager[None]:
+        """Within: the weights in float32, where those of the network are rounded."""
+        return nullcontext() if self.half is None else self.half.masters_in_place()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -404,6 +580,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that decides how training goes on, beside the weights and the optimiser's arrays."""
+        scale = {} if self.scaler is None else {"loss_scale": self.scaler.state()}
         return {
             "step": self.step,
             "tokens": self.tokens,
@@ -413,6 +590,7 @@ class Trainer:
             "data": self.task.state(),
             "random": backend.random.state(),
             "schedule": self.schedule.state_dict(),
+            **scale,
         }
 
     def resume(self, folder: Path | None) -> None:
@@ -438,7 +616,11 @@ class Trainer:
 
     def _load(self, folder: Path) -> None:
         state = checkpoint.load_training(folder, self.optimizer)
+        if self.half is not None:
+            self.half.give_masters()  # the weights that the model was loaded with
         with checkpoint.reading(folder):
+            if self.scaler is not None:
+                self.scaler.load_state(state["loss_scale"])
             self.task.load_state(state["data"])
             backend.random.load_state(state["random"])
             self.schedule.load_state_dict(state["schedule"])

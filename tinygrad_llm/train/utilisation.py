@@ -4,8 +4,8 @@
 
 The numerator is what the model needs, by its formula (`GPT.flops_per_token`), not what was run: who
 computes more than that, such as with gradient checkpointing, has a lower figure. The peak is not a
-number from a data sheet but what a large matrix product reaches here and now, in float32. The share
-can come near 1 only where nearly all the time goes to matrix products.
+number from a data sheet but what a large matrix product reaches here and now, in the dtype that is
+trained in. The share can come near 1 only where nearly all the time goes to matrix products.
 
 Chowdhery et al., "PaLM: scaling language modeling with pathways", 2022, appendix B.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ class Utilisation:
 
 
 @cache
-def measured_peak(device: str = "cpu", seconds: float = 0.15) -> float:
-    """2 n³ / shortest time of C = A B: the FLOP/s of a float32 product of n × n matrices.
+def measured_peak(device: str = "cpu", seconds: float = 0.15, dtype: str = "float32") -> float:
+    """2 n³ / shortest time of C = A B: the FLOP/s of a product of n × n matrices in `dtype`.
 
     The shortest, since whatever else the machine does can only make it longer.
 
@@ -50,19 +50,20 @@ def measured_peak(device: str = "cpu", seconds: float = 0.15) -> float:
     random stream.
     """
     until = time.perf_counter() + seconds
-    n, took = 256, min(_product(256, device, repeat=5))  # the first one wakes the threads
+    product = _product if dtype == "float32" else partial(_product, dtype=dtype)
+    n, took = 256, min(product(256, device, repeat=5))  # the first one wakes the threads
     while took < _LONG_ENOUGH and n < _LARGEST:
         n *= 2
-        took = min(_product(n, device, repeat=2))
+        took = min(product(n, device, repeat=2))
     left = max(0.0, until - time.perf_counter())
-    times = _product(n, device, repeat=min(1000, max(3, round(left / took))))
+    times = product(n, device, repeat=min(1000, max(3, round(left / took))))
     return 2 * n**3 / min(times)
 
 
-def _product(n: int, device: str, repeat: int) -> list[float]:
+def _product(n: int, device: str, repeat: int, dtype: str = "float32") -> list[float]:
     """The seconds that each of `repeat` products took, a GPU's work waited for."""
     numbers = np.linspace(-1, 1, n * n, dtype=np.float32)  # zeros would be too easy
-    a: Any = backend.to_device(numbers.reshape(n, n), device)
+    a: Any = backend.to_device(numbers.astype(backend.as_dtype(dtype)).reshape(n, n), device)
     xp = backend.namespace(a)
     on_gpu = device != "cpu"
     times = []
@@ -72,7 +73,10 @@ def _product(n: int, device: str, repeat: int) -> list[float]:
         for _ in range(repeat):
             wait()
             began = time.perf_counter()
-            xp.matmul(a, a, out=out)
+            if dtype == "bfloat16":  # CuPy multiplies it only into new memory
+                out = a @ a
+            else:
+                xp.matmul(a, a, out=out)
             wait()
             times.append(time.perf_counter() - began)
     return times
