@@ -21,6 +21,7 @@ FLOORS = [
     {"gradcheck", "storage", "checkpointing"},
     {"nn", "optim"},
     {"models", "data", "peft"},
+    {"metrics"},
     {"generate", "tasks"},
     {"train", "explain"},
     {"cli"},

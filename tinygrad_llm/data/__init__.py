@@ -5,6 +5,7 @@
     tokenizers                  text ↔ ids
     tokens, token_files         the ids of a text, in memory or mapped from the cache
     loader                      ids → batches (x, y)
+    dataset                     PyTorch's DataLoader, for a training loop of one's own
 
 The modules are imported by name (`from tinygrad_llm.data.tokenizers import Tokenizer`), so that
 nobody loads the `tokenizers` library who does not need it.

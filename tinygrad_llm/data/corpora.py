@@ -92,6 +92,40 @@ def load(name: str) -> Corpus:
     return Corpus(name, documents)
 
 
+@dataclass(frozen=True)
+class Module:
+    """A module of the standard library: its name ('json.decoder'), its source and its tree."""
+
+    name: str
+    source: str
+    tree: ast.Module
+
+
+def modules() -> Iterator[Module]:
+    """The modules that `python-code` takes, in the order of the SHA-256 of their names.
+
+    They are read as they are asked for: one is in memory at a time. Raises FileNotFoundError where
+    Python came without its source.
+    """
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    found = {_dotted(path.relative_to(stdlib)): path for path in _files(stdlib)}
+    if not found:
+        raise FileNotFoundError(
+            f"the built-in data are made from the source of the standard library, and this Python "
+            f"has none in {stdlib}: give files of your own instead"
+        )
+    for name in sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        source = _read(found[name])
+        tree = None if source is None else _parse(source)
+        if source is not None and tree is not None:
+            yield Module(name, source, tree)
+
+
+def _dotted(path: Path) -> str:
+    """'json/decoder.py' -> 'json.decoder', 'json/__init__.py' -> 'json'"""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
 def load_text(
     source: str | PathLike[str], *, once: bool = False, report: Report = SILENT
 ) -> Corpus:
