@@ -6,6 +6,10 @@ ids ← ids + [k],   k ~ softmax(logits(ids)[-1] / temperature)
     samples(model, ids, config, streams=…)   several texts at once, drawn
     beam_search(model, ids, config)          the likeliest texts, searched for
     write, write_many                        the same from text to text
+    generate_all(model, sources, config)     the targets of many sources, for an encoder–decoder
+
+An encoder–decoder does not go on from `ids`: they are its source, and what is written is the target
+from its first token on.
 
 Dimensions: B texts that are written at once, T tokens, V vocabulary.
 """
@@ -13,6 +17,7 @@ Dimensions: B texts that are written at once, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -22,11 +27,17 @@ import numpy as np
 
 from tinygrad_llm import backend
 from tinygrad_llm.autograd import no_grad
-from tinygrad_llm.models.gpt import KVCache
+from tinygrad_llm.models.encoder_decoder import EncoderDecoder
+from tinygrad_llm.models.padding import padded
+from tinygrad_llm.nn.cache import DecoderCache, KVCache
 from tinygrad_llm.tensor import Tensor
 
 if TYPE_CHECKING:
     from tinygrad_llm.models.gpt import GPT
+    from tinygrad_llm.models.llama import Llama
+    from tinygrad_llm.models.lstm import LSTMLanguageModel
+
+    Writer = GPT | Llama | LSTMLanguageModel | EncoderDecoder
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class GenerationConfig:
     repetition_penalty: float = 1.0  # above 1: tokens that were there already become less likely
     num_beams: int = 1
     length_penalty: float = 1.0  # with beams; above 0 favours long texts, below 0 short ones
+    early_stopping: bool = False  # end when num_beams texts have ended, were others to be better
     num_return_sequences: int = 1
     stop_strings: Sequence[str] = ()  # the text ends before the first of these
     use_cache: bool = True  # False: compute every token's keys and values again, for comparison
@@ -57,6 +69,8 @@ class GenerationConfig:
             if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
                 off = " (off)" if name == "top_k" else ""
                 raise ValueError(f"{name} must be an integer of {low}{off} or more, got {value!r}")
+        if not isinstance(self.early_stopping, bool):
+            raise ValueError(f"early_stopping must be true or false, got {self.early_stopping!r}")
         _check_real("temperature", self.temperature, "0 or more", lambda x: x >= 0)
         _check_real("top_p", self.top_p, "in (0, 1]", lambda x: 0 < x <= 1)
         _check_real("min_p", self.min_p, "in [0, 1]", lambda x: 0 <= x <= 1)
@@ -76,6 +90,8 @@ class GenerationConfig:
                 )
             if self.length_penalty != 1:
                 raise ValueError("length_penalty is for beams: leave it out, or raise num_beams")
+            if self.early_stopping:
+                raise ValueError("early_stopping is for beams: leave it out, or raise num_beams")
             return
         for name, off in {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0}.items():
             if getattr(self, name) != off:
@@ -93,7 +109,7 @@ def _check_real(name: str, value: Any, range: str, inside: Callable[[Any], bool]
 
 
 def generate(
-    model: GPT,
+    model: Writer,
     ids: Sequence[int],
     max_new_tokens: int,
     *,
@@ -109,12 +125,13 @@ def generate(
     """Yield up to `max_new_tokens` token ids that go on from `ids`, each as soon as it is known.
 
     The options are `GenerationConfig`'s. `stream` (the default one unless given) makes the choices:
-    the same seed, the same text. Ends after `eos_id`, which is yielded too. Dropout is off while a
-    token is computed.
+    the same seed, the same text. Ends after `eos_id`, which is yielded too; that of an
+    encoder–decoder is its config's unless given. Dropout is off while a token is computed.
 
     The model sees at first the last `n_positions` of `ids`. Whenever its positions are full, this
     window slides by half of them and is computed anew: so a long text costs little more per token
-    than a short one, and the model always sees more than the last n_positions / 2 tokens.
+    than a short one, and the model always sees more than the last n_positions / 2 tokens. An
+    encoder–decoder ends where its positions do.
 
     Raises ValueError for an empty prompt, ids out of the vocabulary or options out of range;
     FloatingPointError where the model's logits are not numbers.
@@ -134,7 +151,7 @@ def generate(
 
 
 def samples(
-    model: GPT,
+    model: Writer,
     ids: Sequence[int],
     config: GenerationConfig,
     *,
@@ -151,12 +168,19 @@ def samples(
     model whose vocabulary is padded only the first `vocab_size` tokens are drawn. Raises as
     `generate` does.
     """
-    reader = _Reader(model, ids, config.use_cache, vocab_size)
+    reader = _reader(model, ids, config, vocab_size)
+    eos_id = _end(model, eos_id)
 
     def over(i: int, token: int) -> bool:
         return token == eos_id or (ended is not None and ended(i, token))
 
-    return _samples(reader, config, streams, over)
+    rows = dict.fromkeys(range(len(streams)), 0)  # first the prompt is the only one
+    return _samples(reader, config, streams, over, rows)
+
+
+def _end(model: Writer, eos_id: int | None) -> int | None:
+    own = model.config.eos_token_id if isinstance(model, EncoderDecoder) else None
+    return own if eos_id is None else eos_id
 
 
 def _samples(
@@ -164,9 +188,10 @@ def _samples(
     config: GenerationConfig,
     streams: Sequence[backend.RandomStream],
     over: Callable[[int, int], bool],
+    rows: dict[int, int],
 ) -> Iterator[tuple[int, int]]:
-    rows = dict.fromkeys(range(len(streams)), 0)  # text -> its row in the batch: first the prompt
-    for _ in range(config.max_new_tokens):
+    """`rows`: text -> its row in the batch."""
+    for _ in range(reader.room(config)):
         logits = reader.next_logits()  # (B, V)
         drawn = {
             i: sample(logits[row], config, streams[i], reader.ids[row]) for i, row in rows.items()
@@ -182,20 +207,28 @@ def _samples(
 class _Reader:
     """A model that reads B texts of the same length at once, each token once.
 
-    It begins with one text. `ids` (B, T) are the tokens so far, of which the model sees those from
-    `start` on; the keys and values of all but the newest are in the cache.
+    It begins with one text. `ids` (B, T) are the tokens so far, the first `prompt` of them given,
+    of which the model sees those from `start` on; the keys and values of all but the newest are in
+    the cache.
     """
 
     def __init__(
-        self, model: GPT, ids: Sequence[int], use_cache: bool, vocab_size: int | None
+        self, model: Any, ids: Sequence[int], use_cache: bool, vocab_size: int | None
     ) -> None:
         _check_prompt(model, ids)
-        self.model, self.n_positions = model, model.config.n_positions
+        carries = hasattr(model, "new_cache")  # a state of fixed size, which has no longest text
+        self.model, self.n_positions = model, sys.maxsize if carries else model.config.n_positions
         self.vocab_size = vocab_size
         self.device = next(iter(model.parameters())).device
-        self.ids = np.array([ids], dtype=np.int64)
+        self.ids, self.prompt = np.array([ids], dtype=np.int64), len(ids)
         self.start = max(0, len(ids) - self.n_positions)
-        self.cache = KVCache(model.config) if use_cache else None
+        self.cache: Any = None
+        if use_cache:
+            self.cache = model.new_cache() if carries else KVCache(model.config)
+
+    def room(self, config: GenerationConfig) -> int:
+        """How many tokens there may be."""
+        return config.max_new_tokens
 
     def next_logits(self) -> np.ndarray:
         """The logits (B, V) of the token after each text, float64 on the CPU."""
@@ -206,20 +239,16 @@ class _Reader:
                 self.cache.clear()
         read = 0 if self.cache is None else self.cache.length
         new = Tensor(self.ids[:, self.start + read :]).to(self.device)
-        training = self.model.training
-        self.model.eval()
-        try:
-            with no_grad():
-                logits = self.model.next_logits(new, self.cache).numpy()  # (B, V)
-        finally:
-            self.model.train(training)
-        logits = logits[:, : self.vocab_size].astype(np.float64)
-        if not np.isfinite(logits.max(axis=1)).all():
+        return self._finite(_quietly(self.model, lambda: self.model.next_logits(new, self.cache)))
+
+    def _finite(self, logits: Tensor) -> np.ndarray:
+        found = logits.numpy()[:, : self.vocab_size].astype(np.float64)
+        if not np.isfinite(found.max(axis=1)).all():
             raise FloatingPointError(
                 "the model's logits are not numbers: its weights are damaged, take an earlier "
                 "checkpoint"
             )
-        return logits
+        return found
 
     def advance(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Go on with these of the B texts, each with one more token."""
@@ -228,7 +257,74 @@ class _Reader:
             self.cache.select(rows)
 
 
-def _check_prompt(model: GPT, ids: Sequence[int]) -> None:
+class _SourceReader(_Reader):
+    """An encoder–decoder that has read B sources; `ids` are the targets, from their start on."""
+
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        sources: Sequence[Sequence[int]],
+        use_cache: bool,
+        vocab_size: int | None,
+    ) -> None:
+        for source in sources:
+            _check_prompt(model, source)
+        self.model, self.vocab_size = model, vocab_size
+        self.device = next(iter(model.parameters())).device
+        self.ids = np.full((len(sources), 1), model.config.decoder_start_token_id, np.int64)
+        self.prompt = 1
+        source_ids, real = padded(sources, model.config.pad_token_id)
+        self.real = None if real.all() else real
+        self.memory = _quietly(
+            model, lambda: model.encode(Tensor(source_ids).to(self.device), self.real)
+        )
+        self.cache: DecoderCache | None = DecoderCache(model.config) if use_cache else None
+
+    def room(self, config: GenerationConfig) -> int:
+        """As many tokens as there are positions: none of a target can be let go."""
+        positions = getattr(self.model.config, "n_positions", None)
+        wanted = config.max_new_tokens
+        return wanted if positions is None else min(wanted, positions)
+
+    def next_logits(self) -> np.ndarray:
+        """The logits (B, V) of the token after each target, float64 on the CPU."""
+        read = 0 if self.cache is None else self.cache.length
+        new = Tensor(self.ids[:, read:]).to(self.device)
+        return self._finite(
+            _quietly(
+                self.model,
+                lambda: self.model.next_logits(new, self.memory, self.real, self.cache),
+            )
+        )
+
+    def advance(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Go on with these of the B texts, each with one more token."""
+        if list(rows) != list(range(len(self.ids))):
+            self.memory = Tensor(self.memory.data[list(rows)])
+            self.real = None if self.real is None else self.real[list(rows)]
+        super().advance(rows, tokens)
+
+
+def _reader(
+    model: Writer, ids: Sequence[int], config: GenerationConfig, vocab_size: int | None
+) -> _Reader:
+    if isinstance(model, EncoderDecoder):
+        return _SourceReader(model, [ids], config.use_cache, vocab_size)
+    return _Reader(model, ids, config.use_cache, vocab_size)
+
+
+def _quietly(model: Any, function: Callable[[], Tensor]) -> Tensor:
+    """function() with dropout off and no graph."""
+    training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            return function()
+    finally:
+        model.train(training)
+
+
+def _check_prompt(model: Writer, ids: Sequence[int]) -> None:
     if len(ids) == 0:
         raise ValueError("generation needs at least one token to go on from, got none")
     outside = [i for i in ids if not 0 <= i < model.config.vocab_size]
@@ -292,7 +388,7 @@ class Beam(NamedTuple):
 
 
 def beam_search(
-    model: GPT,
+    model: Writer,
     ids: Sequence[int],
     config: GenerationConfig,
     *,
@@ -307,27 +403,30 @@ def beam_search(
     In each step every one of the `num_beams` texts goes on with every token, and the likeliest
     `num_beams` of all these stay. Texts end with `eos_id`, where `ended(their new tokens)` says so,
     and at `max_new_tokens`. The search is over when no text that goes on can still become better
-    than those found (`transformers` guesses here, and may end earlier). `vocab_size` is as in
+    than those found, as with early_stopping = "never" in `transformers` (whose default guesses, and
+    may end earlier); with `early_stopping` when `num_beams` texts have ended. `vocab_size` is as in
     `samples`. Raises as `generate` does.
     """
-    reader, prompt = _Reader(model, ids, config.use_cache, vocab_size), len(ids)
+    reader, eos_id = _reader(model, ids, config, vocab_size), _end(model, eos_id)
+    longest, ends = reader.room(config), 0
     total = np.zeros(1)  # Σ ln p of each text that goes on, the likeliest first
-    found: list[Beam] = [] if config.max_new_tokens else [Beam([], 0.0)]
-    for n in range(1, config.max_new_tokens + 1):
+    found: list[Beam] = [] if longest else [Beam([], 0.0)]
+    for n in range(1, longest + 1):
         rows, tokens, totals = [], [], []
         for rank, (row, token, score) in enumerate(_likeliest(reader, total, config)):
-            new = [*reader.ids[row, prompt:].tolist(), token]
-            if n < config.max_new_tokens and not (
-                token == eos_id or (ended is not None and ended(new))
-            ):
+            new = [*reader.ids[row, reader.prompt :].tolist(), token]
+            if n < longest and not (token == eos_id or (ended is not None and ended(new))):
                 rows, tokens, totals = [*rows, row], [*tokens, token], [*totals, score]
             elif rank < config.num_beams:
                 found.append(Beam(new, score / n**config.length_penalty))
+                ends += 1
             if len(rows) == config.num_beams:
                 break
         found = sorted(found, key=lambda beam: -beam.score)[: config.num_return_sequences]
         full = len(found) == config.num_return_sequences
-        if not rows or (full and found[-1].score >= _best(totals[0], n, config)):
+        if not rows or (config.early_stopping and ends >= config.num_beams):
+            break
+        if full and found[-1].score >= _best(totals[0], n, longest, config):
             break
         reader.advance(rows, tokens)
         total = np.array(totals)
@@ -355,10 +454,51 @@ def _likeliest(
             yield row, token, float(totals[at])
 
 
-def _best(total: float, n: int, config: GenerationConfig) -> float:
+def _best(total: float, n: int, longest: int, config: GenerationConfig) -> float:
     """The best score that a text of n tokens may still get: ln p of all that follows is 0."""
-    longest = config.length_penalty > 0
-    return total / (config.max_new_tokens if longest else n + 1) ** config.length_penalty
+    return total / (longest if config.length_penalty > 0 else n + 1) ** config.length_penalty
+
+
+# --- many sources ---------------------------------------------------------------------------------
+
+
+def generate_all(
+    model: EncoderDecoder,
+    sources: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    eos_id: int | None = None,
+    vocab_size: int | None = None,
+) -> list[list[int]]:
+    """The target of each source, in their order, with `eos_id` at its end where it came to one.
+
+    Sources of similar length are read side by side, `batch_size` at once, and that changes nothing
+    in what is written: the target of source i is that of `generate` with the seed `seed` + i; with
+    beams the best that `beam_search` finds. Raises as `generate` does.
+    """
+    if not isinstance(model, EncoderDecoder):
+        raise TypeError(f"generate_all() is for encoder–decoders, got a {type(model).__name__}")
+    if config.num_return_sequences != 1 or batch_size < 1:
+        raise ValueError(
+            "generate_all() gives one text for each source, in batches of at least 1, got "
+            f"num_return_sequences = {config.num_return_sequences}, batch_size = {batch_size}"
+        )
+    eos_id = _end(model, eos_id)
+    if config.num_beams > 1:
+        options: dict[str, Any] = {"eos_id": eos_id, "vocab_size": vocab_size}
+        return [beam_search(model, source, config, **options)[0].ids for source in sources]
+    targets: list[list[int]] = [[] for _ in sources]
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        reader = _SourceReader(model, [sources[i] for i in batch], config.use_cache, vocab_size)
+        streams = [backend.RandomStream((seed + i) % 2**64) for i in batch]
+        rows = {row: row for row in range(len(batch))}
+        for row, token in _samples(reader, config, streams, lambda _, k: k == eos_id, rows):
+            targets[batch[row]].append(token)
+    return targets
 
 
 # --- from text to text ----------------------------------------------------------------------------
@@ -376,7 +516,7 @@ class Codec(Protocol):
 
 
 def write(
-    model: GPT,
+    model: Writer,
     tokenizer: Codec,
     prompt: str,
     max_new_tokens: int,
@@ -405,7 +545,7 @@ class Piece(NamedTuple):
 
 
 def write_many(
-    model: GPT,
+    model: Writer,
     tokenizer: Codec,
     prompt: str,
     config: GenerationConfig,
@@ -418,15 +558,20 @@ def write_many(
     They are written side by side, and text i is the one that the seed `seed` + i gives alone; those
     of a beam search come whole, the best first. A text ends before the first of the stop strings.
     An empty prompt begins a document. `stop_at_end` ends with the document that the model ends;
-    otherwise it goes on to the next, after `<|endoftext|>`.
+    otherwise it goes on to the next, after `<|endoftext|>`. To an encoder–decoder the prompt is the
+    source, and its target always ends.
     """
-    prompt_tokens = prompt_ids(tokenizer, prompt)
+    if isinstance(model, EncoderDecoder):
+        prompt_tokens, eos_id = source_ids(model, tokenizer, prompt), _end(model, None)
+        before: list[int] = []
+    else:
+        prompt_tokens = before = prompt_ids(tokenizer, prompt)
+        eos_id = tokenizer.eos_id if stop_at_end else None
     _check_prompt(model, prompt_tokens)
-    eos_id = tokenizer.eos_id if stop_at_end else None
     if config.num_beams > 1:
-        return _found(model, tokenizer, prompt_tokens, config, eos_id)
+        return _found(model, tokenizer, prompt_tokens, before, config, eos_id)
     texts = [
-        TextStream(tokenizer, prompt_tokens, config.stop_strings)
+        TextStream(tokenizer, before, config.stop_strings)
         for _ in range(config.num_return_sequences)
     ]
     first = backend.RandomStream(seed).seed
@@ -462,16 +607,19 @@ def _pieces(
 
 
 def _found(
-    model: GPT,
+    model: Writer,
     tokenizer: Codec,
     prompt: list[int],
+    before: list[int],
     config: GenerationConfig,
     eos_id: int | None,
 ) -> Iterator[Piece]:
+    """`before`: what of the prompt the texts go on from."""
+
     def stops(ids: Sequence[int]) -> bool:
         if not config.stop_strings:
             return False
-        text = TextStream(tokenizer, prompt, config.stop_strings)
+        text = TextStream(tokenizer, before, config.stop_strings)
         for token in ids:
             text.push(token)
         return text.stopped
@@ -482,7 +630,7 @@ def _found(
     for i in range(config.num_return_sequences):  # a small vocabulary may have fewer texts
         ids = beams[i].ids if i < len(beams) else []
         ids = ids[:-1] if ids and ids[-1] == eos_id else ids
-        text = "".join(stream_text(tokenizer, prompt, ids, config.stop_strings))
+        text = "".join(stream_text(tokenizer, before, ids, config.stop_strings))
         yield Piece(i, text, last=True)
 
 
@@ -493,6 +641,13 @@ def prompt_ids(tokenizer: Codec, prompt: str) -> list[int]:
     if tokenizer.eos_id is None:
         raise ValueError("the prompt is empty, and this tokenizer has no token to begin with")
     return [tokenizer.eos_id]
+
+
+def source_ids(model: EncoderDecoder, tokenizer: Codec, text: str) -> list[int]:
+    """The ids of the text and the model's end of texts, as sources are given to it in training."""
+    ids = tokenizer.encode(text).tolist()
+    end = model.config.eos_token_id
+    return ids if end is None else [*ids, end]
 
 
 class TextStream:

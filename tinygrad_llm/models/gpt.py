@@ -16,7 +16,7 @@ Dimensions: B batch, T time, C = n_embd, H = n_head, D = C / H head size, V = vo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import reduce
 from pathlib import Path
@@ -25,11 +25,9 @@ from typing import Any, Self
 import numpy as np
 
 from tinygrad_llm import backend, ops
-from tinygrad_llm.backend import namespace
 from tinygrad_llm.checkpointing import checkpoint
-from tinygrad_llm.models import pretrained
+from tinygrad_llm.models import checks, pretrained
 from tinygrad_llm.nn import (
-    ACTIVATIONS,
     Dropout,
     Embedding,
     LayerNorm,
@@ -37,8 +35,10 @@ from tinygrad_llm.nn import (
     Module,
     ModuleList,
     activation,
+    head_cross_entropy,
     init,
 )
+from tinygrad_llm.nn.cache import KVCache, LayerCache
 from tinygrad_llm.tensor import Tensor
 
 
@@ -66,32 +66,22 @@ class GPTConfig:
     eos_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
-            value = getattr(self, name)
-            if name == "n_inner" and value is None:
-                continue
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {_short(value)}")
-        if self.num_parameters() > _MOST_PARAMETERS:
-            sizes = ", ".join(f"{name} {_short(getattr(self, name))}" for name in _SIZES)
-            raise ValueError(f"{sizes} would make over 10¹² parameters, more than any machine has")
+        sizes = {name: getattr(self, name) for name in _SIZES}
+        if self.n_inner is None:
+            del sizes["n_inner"]
+        checks.check_sizes(**sizes)
+        checks.check_total(self.num_parameters(), **sizes)
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd must be a multiple of n_head, got {self.n_embd} and {self.n_head}"
             )
-        if self.activation_function not in list(ACTIVATIONS):  # a list: it may not be hashable
-            raise ValueError(
-                f"activation_function must be one of {', '.join(ACTIVATIONS)}, "
-                f"got {_short(self.activation_function)}"
-            )
+        checks.check_activation("activation_function", self.activation_function)
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-            _check_number(name, getattr(self, name), 0.0, 1.0)
+            checks.check_number(name, getattr(self, name), 0.0, 1.0)
         for name in ("layer_norm_epsilon", "initializer_range"):
-            _check_number(name, getattr(self, name), 0.0, math.inf)
+            checks.check_number(name, getattr(self, name))
         for name in ("bos_token_id", "eos_token_id"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 0):
-                raise ValueError(f"{name} must be an integer from 0, or none, got {_short(value)}")
+            checks.check_token_id(name, getattr(self, name))
 
     def num_parameters(self) -> int:
         """(V + P + 2) C + L (4 C² + 9 C + (2 C + 1) I): how many numbers the GPT learns
@@ -111,10 +101,8 @@ class GPTConfig:
         """
         model_type = config.get("model_type", "gpt2")
         if model_type != "gpt2":
-            raise ValueError(f"model_type must be 'gpt2' for a GPT, got {_short(model_type)}")
-        for key, ours in _FIXED.items():
-            if config.get(key, ours) != ours:
-                raise ValueError(f"{key} must be {ours} for this GPT, got {_short(config[key])}")
+            raise ValueError(f"model_type must be 'gpt2' for a GPT, got {checks.short(model_type)}")
+        checks.check_fixed(config, "GPT", _FIXED)
         names = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in config.items() if key in names})
 
@@ -138,86 +126,6 @@ _FIXED = {
 
 
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
-
-# What no machine holds: a config.json with a digit too many should not be tried out.
-_MOST_PARAMETERS = 10**12
-
-
-def _check_number(name: str, value: Any, low: float, below: float) -> None:
-    # An integer may be too large for any float: 1e300 is beyond every sensible number, too.
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value < min(below, 1e300):
-        raise ValueError(
-            f"{name} must be a number from {low:g} to below {below:g}, got {_short(value)}"
-        )
-
-
-def _short(value: Any) -> str:
-    """The value as Python writes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}… ({len(text)} characters)"
-
-
-class KVCache:
-    """The keys and values that every layer has computed: what the next token looks back at.
-
-        cache = KVCache(model.config)
-        model(ids[:, :5], cache); model(ids[:, 5:], cache)      as model(ids), in two parts
-
-    So a further token costs one position's work, not that of all. The keys of a position never
-    change, for no position sees a later one. It is for `no_grad`: no gradient goes through it.
-    """
-
-    def __init__(self, config: GPTConfig) -> None:
-        self.n_positions = config.n_positions
-        self.layers = [LayerCache(config.n_positions) for _ in range(config.n_layer)]
-
-    @property
-    def length(self) -> int:
-        """How many positions are in it."""
-        return self.layers[-1].length
-
-    def clear(self) -> None:
-        """Forget all of it: the next token is the first."""
-        self.layers = [LayerCache(self.n_positions) for _ in self.layers]
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Go on with these of the B texts, in this order; one may be there several times."""
-        for layer in self.layers:
-            layer.select(rows)
-
-
-class LayerCache:
-    """One layer's K and V, (B, H, S, D) each, in arrays with room for `n_positions`."""
-
-    def __init__(self, n_positions: int) -> None:
-        self.n_positions, self.length = n_positions, 0
-        self.k: Any = None
-        self.v: Any = None
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values there are, after k and v (B, H, T, D) of the next T positions."""
-        if k.requires_grad:
-            raise ValueError("a KVCache has no gradients: call the model within no_grad()")
-        b, h, t, d = k.shape
-        if self.k is None:
-            xp = namespace(k.data)
-            self.k, self.v = (xp.empty((b, h, self.n_positions, d), x.dtype) for x in (k, v))
-        if self.k.shape[0] != b:
-            raise ValueError(f"the KVCache holds {self.k.shape[0]} texts, got input_ids of {b}")
-        self.k[:, :, self.length : self.length + t] = k.data
-        self.v[:, :, self.length : self.length + t] = v.data
-        self.length += t
-        return Tensor(self.k[:, :, : self.length]), Tensor(self.v[:, :, : self.length])
-
-    def select(self, rows: Sequence[int]) -> None:
-        if self.k is not None and list(rows) != list(range(len(self.k))):
-            self.k, self.v = (self._rows(x, list(rows)) for x in (self.k, self.v))
-
-    def _rows(self, x: Any, rows: list[int]) -> Any:
-        chosen = namespace(x).empty((len(rows), *x.shape[1:]), x.dtype)
-        chosen[:, :, : self.length] = x[rows, :, : self.length]
-        return chosen
 
 
 class Attention(Module):
@@ -351,7 +259,7 @@ class GPT(Module):
         """−mean ln p(targets[b, t] | input_ids[b, 0 … t]), a scalar, in nats
 
         targets (B, T) are the tokens that follow: targets[b, t] = input_ids[b, t + 1] in plain
-        text. Those equal to `ignore_index` do not count, and no logits are computed for them.
+        text. Those equal to `ignore_index` do not count.
         """
         x = self.transformer(input_ids)  # (B, T, C)
         labels = ops.as_tensor(targets)
@@ -359,11 +267,7 @@ class GPT(Module):
             raise ValueError(
                 f"targets must have the shape of input_ids {x.shape[:2]}, got {labels.shape}"
             )
-        rows, labels = x.reshape(-1, x.shape[2]), labels.data.reshape(-1)
-        counted = labels != ignore_index
-        if not counted.all():
-            rows, labels = rows[counted], labels[counted]
-        return ops.cross_entropy(self.lm_head(rows), labels)  # (n, V) against (n,)
+        return head_cross_entropy(self.lm_head, x, labels, ignore_index)
 
     # --- what a step costs ------------------------------------------------------------------------
 
