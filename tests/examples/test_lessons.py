@@ -156,7 +156,23 @@ def test_07_flash_attention_moves_and_multiplies_less(tmp_path: Path) -> None:
     assert number(r"T 65536: +(\S+) GiB", memory) == 256
 
 
-@pytest.mark.parametrize("lesson", LESSONS[4:], ids=lambda path: path.stem)
+def test_08_the_repaired_tagger_learns_and_its_table_hides_nothing(tmp_path: Path) -> None:
+    broken, training, found = parts(run("08_a_tagger_as_found_on_the_web.py", tmp_path))
+    assert "As found, it stops: " in broken
+    assert "(2, 24) words give scores (2, 24, " in broken
+    losses = [float(loss) for loss in re.findall(r"epoch \d: loss (\S+)", training)]
+    assert losses == sorted(losses, reverse=True)
+    rows = re.findall(r"^   (\S+) +\d\.\d\d +\d\.\d\d +(\d\.\d\d) +(\d+)$", found, re.MULTILINE)
+    assert {"O", "B-PARAMETER", "I-CALL"} <= {tag for tag, _, _ in rows}
+    macro = sum(float(f1) for _, f1, _ in rows) / len(rows)  # of the rows that are printed
+    assert number(r"(\S+)  macro, with O\n", found) == pytest.approx(macro, abs=0.01)
+    with_o = number(r"(\S+)  micro, with O\n", found)
+    assert with_o > number(r"(\S+)  micro, without O\n", found)
+    assert number(r"(\S+)  whole entities\n", found) > 0.5
+    assert with_o > number(r"(\S+)  micro, with O, of a model that says O to all\n", found)
+
+
+@pytest.mark.parametrize("lesson", LESSONS[4:7], ids=lambda path: path.stem)
 def test_without_triton_a_lesson_on_kernels_says_what_to_install(
     lesson: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
