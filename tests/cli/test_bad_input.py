@@ -287,7 +287,7 @@ def rewrite_config(**changes):
         ({"n_layer": True}, "n_layer must be an integer of at least 1, got True"),
         ({"n_head": math.nan}, "n_head must be an integer of at least 1, got nan"),
         ({"n_head": 3}, "n_embd must be a multiple of n_head, got 4 and 3"),
-        ({"model_type": "llama"}, "model_type must be 'gpt2'"),
+        ({"model_type": "lama"}, "model_type must be ('gpt2'|one of gpt2, bert)"),
     ],
     ids=str,
 )
@@ -302,8 +302,9 @@ def test_a_config_json_with_absurd_sizes(changes, words, refused):
 def test_a_config_json_with_missing_keys(refused):
     (LAST / "config.json").write_text("{}")
     (LAST / SUMS).unlink()
-    for command in (RESUME, GENERATE, EVALUATE):
+    for command in (RESUME, EVALUATE):  # which know that it is a GPT
         refused(command, "n_embd is 4 and 768")
+    refused(GENERATE, "model_type must be one of gpt2, bert")
 
 
 def test_weights_of_wrong_shapes(refused):

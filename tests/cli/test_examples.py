@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from tinygrad_llm.cli import COMMANDS, OVERVIEW, main
+from tinygrad_llm.data.tokenizers import Tokenizer
+from tinygrad_llm.models.bert import BertConfig, BertModel
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 EXAMPLE = re.compile(r"^  ((?:cat \S+ \| )?tinygrad-llm .*)$", re.MULTILINE)
@@ -25,6 +27,7 @@ _NETWORK = "--n-layer 2 --n-head 2 --n-embd 8 --context 32 --vocab-size 300"
 _LENGTH = "--steps 2 --warmup 1 --batch-size 2 --accumulate 1 --max-new-tokens 2"
 _OFTEN = "--eval-every 1 --eval-batches 1 --checkpoint-every 1"
 SMALL = f"{_NETWORK} {_LENGTH} {_OFTEN}".split()
+FINETUNE = ["--preset", "tiny", "--epochs", "1", "--max-length", "16", "--quiet"]
 
 
 def helps():
@@ -40,7 +43,16 @@ def helps():
 
 # The scripts' own installation lines begin with the name of a shell, not with the program.
 EXAMPLES = sorted({line for text in helps().values() for line in EXAMPLE.findall(text)})
-WITH_JSON = ("pretrain", "generate", "evaluate", "runs", "tokenizer", "gradcheck", "doctor")
+WITH_JSON = (
+    "pretrain",
+    "finetune",
+    "generate",
+    "evaluate",
+    "runs",
+    "tokenizer",
+    "gradcheck",
+    "doctor",
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +71,40 @@ def prepared(tmp_path_factory):
         assert main(["pretrain", "gpt", "--preset", "tiny", *where, *SMALL]) == 0
     step = folder / "runs/book/checkpoints"
     shutil.copytree(step / "step-000002", step / "step-000500")
+    prepare_labelled(folder)
     tokens = ["--data", str(folder / "book.txt"), "--kind", "byte"]
     assert main(["tokenizer", "train", *tokens, "--out", str(folder / "book-tokens")]) == 0
     return folder
+
+
+def prepare_labelled(folder):
+    """Labelled files, a BERT and a run for the examples of finetune and predict."""
+    rows = [(f"a {'fine' if i % 2 else 'dull'} film {i}", i % 2) for i in range(40)]
+    tables = {
+        "reviews.csv": ("review,stars", "{0},{1}"),
+        "pairs.csv": ("text1,text2,label", "{0},{0},{1}"),
+        "pairs2.tsv": ("source\ttarget", "{0}\t{0}"),
+        "train.tsv": ("", "{0}\t{1}"),
+        "dev.tsv": ("", "{0}!\t{1}"),
+    }
+    for name, (head, line) in tables.items():
+        lines = ([head] if head else []) + [line.format(*row) for row in rows]
+        (folder / name).write_text("\n".join(lines) + "\n")
+    for name in ("train.conll", "dev.conll"):
+        (folder / name).write_text("Ada B-PER\nwent O\n. O\n\n" * 12)
+    tokenizer = Tokenizer.wordpiece("a fine dull film Ada went " * 3, 60)
+    config = BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
+    BertModel(config).save_pretrained(folder / "my-bert")
+    tokenizer.save(folder / "my-bert")
+    where = ["--data", str(folder / "reviews.csv"), "--text-column", "review", *FINETUNE]
+    where += ["--label-column", "stars", "--run", str(folder / "runs/reviews")]
+    assert main(["finetune", "classify", *where]) == 0
 
 
 @pytest.fixture
@@ -83,6 +126,16 @@ def words_of(example, monkeypatch):
     if words[0] == "pretrain" and "--resume" in words:
         shutil.rmtree("runs/book/checkpoints/step-000500")
         words += ["--steps", "3", "--max-new-tokens", "2"]
+    elif words[0] == "finetune" and "--resume" not in words:
+        words += [*FINETUNE, "--run", "new-run"]
+        files = {
+            "classify": "train.tsv",
+            "pair": "pairs.csv",
+            "tag": "train.conll",
+            "translate": "pairs2.tsv",
+        }
+        if "builtin" in words:  # it takes its time
+            words[words.index("builtin")] = files[words[1]]
     elif words[0] == "pretrain":
         words += [*SMALL, "--run", "new-run"]
         if "--data" not in words:  # a built-in corpus takes its time
@@ -146,7 +199,7 @@ def test_the_examples_run_as_json(example, here, capsys, monkeypatch):
         (["pretrain", "gpt", "--preset", "tiny", "--data", "book.txt", *SMALL], 1),
         (["generate", "--model", "runs/book", "--max-new-tokens", "3"], None),
         (["evaluate", "--model", "runs/book"], 4),
-        (["runs"], 3),
+        (["runs"], 4),
         (["runs", "compare", "runs/book", "runs/book-2"], None),
         (["tokenizer", "train", "--data", "book.txt", "--kind", "char", "--out", "new"], 2),
         (["gradcheck", "Tanh"], 1),

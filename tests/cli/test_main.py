@@ -57,10 +57,10 @@ def test_every_command_helps_with_an_example(command, capsys):
     ("arguments", "words"),
     [
         (["pretain"], ["unknown command 'pretain'", "did you mean 'pretrain'?"]),
-        (["xyz"], ["unknown command 'xyz'", "pretrain, generate"]),
+        (["xyz"], ["unknown command 'xyz'", "pretrain, finetune"]),
         (["doctor", "--now"], ["unrecognized options: --now"]),
-        (["pretrain"], ["Expected gpt, got nothing"]),
-        (["pretrain", "bird"], ["Expected gpt, got 'bird'"]),
+        (["pretrain"], ["Expected gpt, llama, bert, lstm or t5, got nothing"]),
+        (["pretrain", "bird"], ["lstm or t5, got 'bird'"]),
         (["pretrain", "gpt", "--stpes", "3"], ["unrecognized options: --stpes", "--steps?"]),
         (["pretrain", "gpt", "--steps", "many"], ["--steps", "'many'"]),
         (["pretrain", "gpt", "--steps"], ["--steps"]),

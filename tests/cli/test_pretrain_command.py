@@ -1,8 +1,10 @@
-"""`pretrain gpt`: several seeds, rates by group, texts on the way, what programs are told."""
+"""`pretrain`: several seeds, rates by group, texts on the way, each architecture, refusals."""
 
 import json
+import math
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,6 +275,204 @@ def test_the_examples_in_the_help_run(text, capsys):
         if line.startswith("  tinygrad-llm ")
     ]
     assert len(examples) >= 6
+    for example in examples:
+        short = ["--steps", "3", "--quiet"] if "--resume" in example else small
+        assert main([*example, *short]) == 0, example
+        assert "val loss" in capsys.readouterr().out
+
+
+# --- each architecture ----------------------------------------------------------------------------
+
+OTHERS = ["llama", "bert", "lstm", "t5"]
+
+
+@pytest.fixture
+def documents(tmp_path, monkeypatch):
+    """Several documents of several sentences: BERT's pairs come from such."""
+    monkeypatch.chdir(tmp_path)
+    texts = ["".join(f"{i + j} and {i} make {2 * i + j}. " for i in range(9)) for j in range(40)]
+    Path("text.txt").write_text("\n<|endoftext|>\n".join(texts))
+
+
+def tiny(architecture, *arguments):
+    data = ["--preset", "tiny", "--data", "text.txt", "--eval-batches", "2"]
+    return ["pretrain", architecture, *data, *arguments]
+
+
+def records(run):
+    """metrics.jsonl without what tells the time."""
+    lines = map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())
+    timed = ("elapsed", "tokens_per_second", "mfu")
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_each_architecture_trains_and_resumes_bit_for_bit(documents, capsys, architecture):
+    often = ["--steps", "4", "--checkpoint-every", "2", "--eval-every", "2"]
+    assert main(tiny(architecture, *often, "--run", "whole")) == 0
+    out = capsys.readouterr().out
+    assert f"pretrain {architecture} --resume whole --steps 8" in out
+    assert ("generate --model whole" in out) == (architecture in ("llama", "lstm"))
+    config = Path("whole/config.toml").read_text()
+    assert f'architecture = "{architecture}"\n' in config
+    assert f"pretrain {architecture} --config" in config
+
+    assert main(tiny(architecture, *often[2:], "--steps", "4", "--run", "stopped")) == 0
+    shutil.rmtree("stopped/checkpoints/step-000004")  # as if it had not come so far
+    capsys.readouterr()
+    assert main(["pretrain", architecture, "--resume", "stopped"]) == 0
+    assert weights("stopped") == weights("whole")
+    assert records("stopped") == records("whole")
+
+    # A run's own file says the whole of it.
+    assert main(["pretrain", architecture, "--config", "whole/config.toml", "--run", "again"]) == 0
+    assert weights("again") == weights("whole")
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_each_architecture_learns_one_batch_by_heart(documents, capsys, architecture):
+    hard = ["--overfit-one-batch", "--steps", "60", "--lr", "0.03", "--eval-every", "60"]
+    assert main(tiny(architecture, *hard, "--checkpoint-every", "60", "--run", "run")) == 0
+    first, *_, last = records("run")
+    assert last["val_loss"] < 0.7 * first["val_loss"]
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_two_processes_and_two_seeds(documents, capsys, architecture):
+    few = ["--steps", "2", "--eval-every", "2", "--checkpoint-every", "2", "--quiet"]
+    assert main(tiny(architecture, *few, "--processes", "2", "--run", "a")) == 0
+    assert main(tiny(architecture, *few, "--processes", "2", "--run", "b")) == 0
+    assert weights("a") == weights("b")
+    assert main(tiny(architecture, *few, "--seeds", "2", "--run", "seeds")) == 0
+    capsys.readouterr()
+    assert main(["pretrain", architecture, "--resume", "seeds", "--quiet"]) == 0
+    assert "mean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_each_architecture_trains_in_half_precision(documents, architecture):
+    few = ["--steps", "2", "--eval-every", "2", "--quiet", "--dtype", "bfloat16"]
+    assert main(tiny(architecture, *few, "--run", "run")) == 0
+    assert math.isfinite(records("run")[-1]["val_loss"])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_blocks_computed_again_give_the_same_weights(documents, architecture):
+    few = ["--steps", "3", "--quiet"]
+    assert main(tiny(architecture, *few, "--run", "kept")) == 0
+    assert main(tiny(architecture, *few, "--gradient-checkpointing", "--run", "again")) == 0
+    assert weights("kept") == weights("again")
+
+
+def test_bert_tells_both_guesses_beside_what_needs_no_skill(documents, capsys):
+    assert main(tiny("bert", "--run", "run", "--whole-words")) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^to train on: [\d,]+ tokens in [\d,]+ sentences of \d+ documents", out, re.M)
+    assert re.search(r"^masked accuracy: [\d.]+% \(without skill [\d.]+%\)$", out, re.M)
+    assert re.search(r"^next accuracy: [\d.]+% \(without skill [\d.]+%\)$", out, re.M)
+    assert "whole_words = true\n" in Path("run/config.toml").read_text()
+    last = records("run")[-1]
+    assert last["val_loss"] == pytest.approx(last["val_masked_loss"] + last["val_next_loss"])
+    assert {"val_unigram_loss", "val_majority_masked", "val_majority_next"} <= last.keys()
+    assert main(["generate", "--model", "run"]) == 2
+    assert (
+        "holds a BertForPreTraining, which reads texts and writes none" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "lstm"])
+def test_evaluate_scores_those_that_predict_the_next_token(documents, capsys, architecture):
+    whole = ["--steps", "2", "--eval-batches", "0", "--quiet", "--run", "run"]
+    assert main(tiny(architecture, *whole)) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--model", "run", "--split", "val", "--json"]) == 0
+    score = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert score["loss"] == pytest.approx(records("run")[-1]["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5"])
+def test_evaluate_refuses_the_others(documents, capsys, architecture):
+    assert main(tiny(architecture, "--steps", "1", "--quiet", "--run", "run")) == 0
+    assert main(["evaluate", "--model", "run"]) == 2
+    assert "does not predict each token of a text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("architecture", ["llama", "lstm", "t5"])
+def test_generate_writes_with_each_that_can(documents, capsys, architecture):
+    assert main(tiny(architecture, "--steps", "1", "--quiet", "--run", "run")) == 0
+    capsys.readouterr()
+    assert main(["generate", "--model", "run", "--prompt", "1 and", "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.startswith("1 and")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["lstm", "--n-head", "2"], "--n-head is nothing that pretraining lstm has: it is for gpt"),
+        (
+            ["gpt", "--whole-words"],
+            "--whole-words is nothing that pretraining gpt has: it is for b",
+        ),
+        (["bert", "--prompt", "x"], "--prompt is nothing that pretraining bert has"),
+        (["bert", "--sample-every=5"], "--sample-every is nothing that pretraining bert has"),
+        (["t5", "--gradient-checkpointing"], "it is for gpt, llama, bert"),
+        (["bert", "--preset", "gpt2"], "unknown preset 'gpt2' of bert"),
+        (["bert", "--tokenizer", "byte"], "has no [PAD]"),
+        (["bert", "--mask-probability", "1.5"], "masking.mask_probability must be in (0, 1)"),
+        (["t5", "--mean-span", "0.5"], "span.mean_span must be at least 1, got 0.5"),
+        (
+            ["lstm", "--config", "heads.toml"],
+            "heads.toml: model.n_head is nothing that pretraining",
+        ),
+        (
+            ["gpt", "--config", "lstm.toml"],
+            "lstm.toml is of the architecture lstm: say pretrain lst",
+        ),
+        (["lstm", "--config", "rnn.toml"], "model.architecture must be one of gpt, llama, bert"),
+    ],
+)
+def test_what_an_architecture_has_not_is_refused(documents, capsys, arguments, words):
+    Path("heads.toml").write_text("[model]\nn_head = 2\n")
+    Path("lstm.toml").write_text('[model]\narchitecture = "lstm"\n')
+    Path("rnn.toml").write_text('[model]\narchitecture = "rnn"\n')
+    name, *flags = arguments
+    assert main(["pretrain", name, "--data", "text.txt", "--run", "run", *flags]) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert not Path("run").exists()
+
+
+def test_a_run_is_gone_on_with_as_what_it_is(documents, capsys):
+    assert main(tiny("lstm", "--steps", "1", "--quiet", "--run", "run")) == 0
+    capsys.readouterr()
+    assert main(["pretrain", "gpt", "--resume", "run", "--steps", "2"]) == 2
+    assert "run is of the architecture lstm: say pretrain lstm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_help_has_the_flags_that_apply(capsys, architecture):
+    with pytest.raises(SystemExit):
+        main(["pretrain", architecture, "--help"])
+    out = capsys.readouterr().out
+    assert f"tinygrad-llm pretrain {architecture} --preset demo" in out
+    assert "--architecture" not in out
+    assert ("--n-head" in out) == (architecture != "lstm")
+    assert ("--tied" in out) == (architecture == "lstm")
+    assert ("--mask-probability" in out) == (architecture == "bert")
+    assert ("--noise-density" in out) == (architecture == "t5")
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_the_examples_of_each_help_run(documents, capsys, architecture):
+    Path("text.txt").rename("book.txt")
+    small = shlex.split(
+        "--data book.txt --steps 2 --batch-size 2 --context 16 --n-layer 1 --n-embd 8 "
+        "--vocab-size 300 --eval-batches 1 --quiet"
+    )
+    lines = command.HELPS[architecture].splitlines()
+    examples = [shlex.split(line)[1:] for line in lines if line.startswith("  tinygrad-llm ")]
+    assert len(examples) == 3
     for example in examples:
         short = ["--steps", "3", "--quiet"] if "--resume" in example else small
         assert main([*example, *short]) == 0, example

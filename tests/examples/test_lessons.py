@@ -17,13 +17,13 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def run(lesson: Path | str, folder: Path, **environment: str) -> str:
+def run(lesson: Path | str, folder: Path, *arguments: str, **environment: str) -> str:
     """What the lesson prints; every warning is an error, and so is an assert of its own."""
     # One BLAS thread: small products gain nothing from two, and lose much when a core is busy.
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment = {"PYTHONUTF8": "1", "TINYGRAD_LLM_KERNELS": "interpret", **environment}
     done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / lesson],
+        [sys.executable, "-W", "error", EXAMPLES / lesson, *arguments],
         cwd=folder,  # a lesson works from any folder, and leaves nothing there
         env={**os.environ, **threads, **environment},
         capture_output=True,
@@ -172,6 +172,85 @@ def test_08_the_repaired_tagger_learns_and_its_table_hides_nothing(tmp_path: Pat
     assert with_o > number(r"(\S+)  micro, with O, of a model that says O to all\n", found)
 
 
+def test_09_a_crf_breaks_no_rule_and_sums_over_all_sequences(tmp_path: Path) -> None:
+    sums, heads, broken, moves = parts(run("09_names_with_a_crf.py", tmp_path, "small"))
+    by_hand = number(r"one by one: (\S+)", sums)
+    assert number(r"forward algorithm: (\S+);", sums) == pytest.approx(by_hand, abs=1e-4)
+    assert number(r"nn.CRF's: (\S+)", sums) == pytest.approx(by_hand, abs=1e-4)
+    table = re.findall(r"^ +(\d+)  (\D+?) +(\d\.\d+) +(\d+)$", heads, re.MULTILINE)
+    illegal = {(int(step), head): int(count) for step, head, _, count in table}
+    f1 = {(int(step), head): float(score) for step, head, score, _ in table}
+    assert len(f1) == 6
+    assert illegal[40, "softmax"] > 0
+    assert {count for (_, head), count in illegal.items() if head != "softmax"} == {0}
+    assert f1[40, "softmax"] < f1[40, "softmax + rules"]
+    assert f1[40, "crf"] < f1[80, "crf"]
+    assert f1[80, "crf"] > 0.5
+    assert re.search(r"^   → .* I-\w+ *(B-\w+|I-\w+|O)$", broken, re.MULTILINE)
+    liked = [float(score) for score in re.findall(r"liked +(\S+)  ", moves)]
+    avoided = [float(score) for score in re.findall(r"avoided +(\S+)  ", moves)]
+    assert len(liked) == len(avoided) == 5
+    assert min(liked) > 0 > max(avoided)
+
+
+def test_10_the_translator_is_compared_with_what_costs_nothing(tmp_path: Path) -> None:
+    training, found, beams, picture = parts(run("10_translate.py", tmp_path, "small"))
+    losses = [float(loss) for loss in re.findall(r"step \d+: loss (\S+)", training)]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    table = re.findall(r"^   (\D+?) +(\d+\.\d) +(\d+\.\d)%$", found, re.MULTILINE)
+    assert [name for name, *_ in table[:2]] == ["the source, copied", "a dictionary"]
+    assert re.findall(r"^   (greedy|4 beams) ", found, re.MULTILINE) == ["greedy", "4 beams"]
+    scores = {name: (float(bleu), float(exact)) for name, bleu, exact in table}
+    assert scores["the source, copied"] == (0.0, 0.0)
+    assert min(scores["a dictionary"]) > 30
+    weighed = [float(score) for score in re.findall(r"^ +(-\d+\.\d+)  ", beams, re.MULTILINE)]
+    assert len(weighed) == 4
+    assert weighed == sorted(weighed, reverse=True)
+    rows = [line[5:] for line in picture.splitlines()[2:]]
+    assert "".join(row[0] for row in rows) == "set_log_level$"
+    assert {len(row) for row in rows} == {2 + len("setloglevel$")}
+    assert any("#" in row for row in rows)
+
+
+def test_11_every_number_of_the_bert_stands_beside_one_that_is_no_skill(tmp_path: Path) -> None:
+    training, blanks, probes = parts(run("11_pretrain_a_small_bert.py", tmp_path, "small"))
+    rows = re.findall(r"^ +(\d+|none) +(\S+) +(\S+)% +(\S+) +(\S+)%$", training, re.MULTILINE)
+    assert [step for step, *_ in rows] == ["10", "20", "30", "40", "none"]
+    losses = [float(loss) for _, loss, *_ in rows]
+    assert losses[0] > losses[3]
+    assert 5 < losses[-1] < losses[0]  # the unigram model
+    filled = [line.split("   ")[-1].split() for line in blanks.splitlines()[1:] if line]
+    assert len(filled) == 3
+    assert {len(words) for words in filled} == {5}
+    assert probes.count(" is near ") == 2
+    usual = number(r"is right for (\S+)%", probes)
+    for name in ("pretrained", "random"):
+        assert number(rf"{name} .* by a linear probe +(\S+)%", probes) > usual
+
+
+def test_12_every_mean_has_its_spread_and_every_difference_its_noise(tmp_path: Path) -> None:
+    _, runs, best = parts(run("12_fine_tune_or_start_afresh.py", tmp_path, "small"))
+    row = r"^ +(\d+) +(\S+) +(\S+) ± (\S+) +(\S+) ± (\S+) +(\S+) ± (\S+?)(  \(within.*)?$"
+    table = re.findall(row, runs, re.MULTILINE)
+    assert [(labels, rate) for labels, rate, *_ in table] == [
+        ("40", "0.0005"),
+        ("40", "0.002"),
+        ("80", "0.0005"),
+        ("80", "0.002"),
+    ]
+    for _, _, scratch, spread, tuned, other, gain, noise, within in table:
+        assert float(gain) == pytest.approx(float(tuned) - float(scratch), abs=0.11)
+        expected = ((float(spread) ** 2 + float(other) ** 2) / 3) ** 0.5
+        assert float(noise) == pytest.approx(expected, abs=0.11)
+        if abs(abs(float(gain)) - 2 * float(noise)) > 0.2:
+            assert bool(within) == (abs(float(gain)) < 2 * float(noise))
+    assert len(re.findall(r"counting words: (\S+)%", runs)) == 2
+    for labels in ("40", "80"):
+        ours = [float(tuned) for count, _, _, _, tuned, *_ in table if count == labels]
+        assert number(rf"{labels} labels: .*, (\S+) fine-tuned", best) == max(ours)
+
+
 @pytest.mark.parametrize("lesson", LESSONS[4:7], ids=lambda path: path.stem)
 def test_without_triton_a_lesson_on_kernels_says_what_to_install(
     lesson: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -211,5 +290,5 @@ def test_the_index_names_every_lesson_and_every_lesson_is_tested_here() -> None:
     index = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     linked = re.findall(r"\]\((\d\d_\w+\.py)\)", index)
     assert linked == [lesson.name for lesson in LESSONS]
-    tested = re.findall(r'run\("(\w+\.py)", tmp_path\)', Path(__file__).read_text(encoding="utf-8"))
+    tested = re.findall(r'run\("(\w+\.py)", tmp_path\W', Path(__file__).read_text(encoding="utf-8"))
     assert tested == linked

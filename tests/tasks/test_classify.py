@@ -1,6 +1,7 @@
 """Labels for texts as a task: batches, windows, weights, scores, what is held out."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def task(train=None, validation=None, **options):
 
 def bert(**options):
     manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = BertConfig(
         vocab_size=TOKENIZER.vocab_size,
         intermediate_size=24,
@@ -203,7 +204,7 @@ def test_learning_gets_every_label_right(make):
     assert after["val_loss"] < 0.1 < before["val_loss"]
     assert after["val_accuracy"] == after["val_macro_f1"] == after["val_mcc"] == 1.0
     assert ours.predicted(model) == ours.held_out.labels
-    assert "accuracy 1.0000" in ours.remark(after)
+    assert "accuracy 1.0000" in str(ours.remark(after))
 
 
 def test_windows_are_averaged_and_their_text_is_learnt_from_in_each():

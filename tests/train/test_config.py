@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tinygrad_llm.models.gpt import GPTConfig
 from tinygrad_llm.train import config
 from tinygrad_llm.train.config import (
+    ARCHITECTURES,
     PRESETS,
+    PRESETS_OF,
     ConfigError,
     DataConfig,
     ModelConfig,
@@ -200,3 +202,38 @@ def test_a_table_of_factors_is_read_in_both_forms(tmp_path):
     assert config.load(file, base).train.lr_groups == {"wte": 0.1, "h.0.*": 2.0}  # as a whole
     other = dataclasses.replace(base, train=TrainConfig(lr_groups={"ln_f": 4.0}))
     assert set(config.differences(base, other)) == {"train.lr_groups"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"), [(a, name) for a in ARCHITECTURES for name in PRESETS_OF[a]]
+)
+def test_presets_of_every_architecture_survive_the_round_trip(architecture, name, tmp_path):
+    there = config.preset(name, architecture)
+    assert there.model.architecture == architecture
+    written = config.dumps(there)
+    (tmp_path / "config.toml").write_text(written)
+    assert config.load(tmp_path / "config.toml") == there
+    assert config.merge(PretrainConfig(), config.as_dict(there), where="here") == there
+    sections = tomllib.loads(written)
+    assert ("masking" in sections) == (architecture == "bert")
+    assert ("span" in sections) == (architecture == "t5")
+    assert ("sample" in sections) == (architecture in ("gpt", "llama", "lstm"))
+    assert ("n_head" in sections["model"]) == (architecture != "lstm")
+
+
+def test_a_file_without_an_architecture_is_a_gpts(tmp_path):
+    """As every file was before there was another."""
+    (tmp_path / "config.toml").write_text("[model]\nn_layer = 2\n")
+    assert config.load(tmp_path / "config.toml").model.architecture == "gpt"
+
+
+def test_what_an_architecture_has_no_use_for_is_refused():
+    lstm = {"architecture": "lstm", "n_head": 2}
+    with pytest.raises(ConfigError, match=r"model\.n_head is nothing that pretraining lstm has"):
+        config.merge(PretrainConfig(), {"model": lstm}, where="here")
+    with pytest.raises(ConfigError, match=r"masking\.whole_words .*: it is for bert$"):
+        config.merge(PretrainConfig(), {"masking": {"whole_words": True}}, where="here")
+    with pytest.raises(ConfigError, match=r"span\.mean_span must be at least 1, got 0\.5"):
+        config.SpanConfig(mean_span=0.5)
+    with pytest.raises(ConfigError, match=r"masking\.mask_probability must be in \(0, 1\), got 0"):
+        config.MaskingConfig(mask_probability=0)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 
+import numpy as np
 import pytest
 
 from tinygrad_llm.train import plot
@@ -75,3 +76,20 @@ def test_several_runs_are_drawn_by_their_names(tmp_path):
 def test_several_runs_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert plot.draw_runs({"a": RECORDS}, tmp_path / "runs.png") == plot.NOT_INSTALLED
+
+
+def test_accuracies_have_a_panel_of_their_own():
+    pytest.importorskip("matplotlib")
+    shares = {"val_masked_accuracy": 0.2, "val_majority_masked": 0.06, "val_accuracy": 0.5}
+    figure = plot.loss_figure([*RECORDS, {"step": 61, "val_loss": 1.4, **shares}])
+    below = figure.axes[1]
+    labels = below.get_legend_handles_labels()[1]
+    assert [label.partition(" (")[0] for label in labels] == [
+        "masked accuracy",
+        "masked accuracy without skill",
+        "accuracy",
+    ]
+    assert np.asarray(below.lines[0].get_xydata()).tolist() == [[61, 0.2]]
+    assert below.get_ylabel() == "share that is right"
+    without = plot.loss_figure(RECORDS).axes
+    assert "share that is right" not in [axes.get_ylabel() for axes in without]

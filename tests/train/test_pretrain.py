@@ -358,3 +358,64 @@ def test_resuming_works_from_any_folder(config, tmp_path, monkeypatch):
     train(relative, "run")
     monkeypatch.chdir("/")
     go_on(tmp_path / "run", steps=10)
+
+
+# --- other architectures --------------------------------------------------------------------------
+
+
+def of(architecture, config, **train):
+    """The tiny preset of the architecture, on the text and with the steps of `config`."""
+    tiny = configuration.preset("tiny", architecture)
+    steps = {"steps": STEPS, "eval_every": 2, "checkpoint_every": 4} | train
+    return dataclasses.replace(
+        tiny,
+        data=dataclasses.replace(tiny.data, source=config.data.source),
+        train=dataclasses.replace(tiny.train, **steps),
+    )
+
+
+@pytest.fixture
+def documents(config, tmp_path):
+    """`config` with a text of several documents, which BERT's pairs need."""
+    texts = ["".join(f"{i + j} and {i} make {2 * i + j}. " for i in range(9)) for j in range(40)]
+    (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(texts))
+    return config
+
+
+@pytest.mark.parametrize(("stop", "ema"), [(3, 0.0), (4, 0.9)])
+@pytest.mark.parametrize("architecture", ["llama", "bert", "lstm", "t5"])
+def test_each_architecture_resumes_bit_for_bit(documents, tmp_path, architecture, stop, ema):
+    there = of(architecture, documents, ema=ema)
+    train(there, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(there, tmp_path / "stopped", {stop: lambda: signal.raise_signal(signal.SIGINT)})
+    backend.manual_seed(12345)
+    go_on(tmp_path / "stopped")
+    assert what_counts(tmp_path / "stopped") == what_counts(tmp_path / "whole")
+
+
+def test_a_bert_is_best_by_both_losses_and_says_what_there_is(documents, tmp_path):
+    out = io.StringIO()
+    ready = pretrain.start(of("bert", documents), tmp_path / "run", PlainLog(out))
+    ready.trainer.fit()
+    best = min(r["val_loss"] for r in ready.run.metrics() if r["step"] in (4, 8))
+    assert ready.trainer.best is not None
+    assert ready.trainer.best["val_loss"] == best
+    assert "sentences of" in out.getvalue()
+    assert "masked accuracy" in out.getvalue()
+    assert ready.trainer.samples is None
+
+
+def test_a_t5_knows_its_sentinels(documents, tmp_path):
+    ready = train(of("t5", documents), tmp_path / "run")
+    assert ready.tokenizer.token_to_id("<extra_id_0>") is not None
+    assert ready.model.config.vocab_size == ready.tokenizer.vocab_size
+    last = ready.run.checkpoint()
+    assert last is not None
+    assert Tokenizer.from_file(last).token_to_id("<extra_id_99>") is not None
+
+
+def test_another_architecture_is_another_run(documents, tmp_path):
+    train(of("lstm", documents), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"model\.architecture = lstm, which cannot become gpt"):
+        pretrain.resume(Run.open(tmp_path / "run"), documents, Quiet())

@@ -210,7 +210,9 @@ def test_early_stopping_also_across_a_stop(config, tmp_path, monkeypatch):
 
 
 def test_overfitting_one_batch_brings_its_loss_to_nearly_0(config, tmp_path):
-    config = dataclasses.replace(config, model=configuration.ModelConfig(n_layer=1, n_head=2, n_embd=32))
+    config = dataclasses.replace(
+        config, model=configuration.ModelConfig(n_layer=1, n_head=2, n_embd=32)
+    )
     config = changed(
         config,
         overfit_one_batch=True,
@@ -437,9 +439,9 @@ def test_a_task_with_a_score_of_its_own_decides_what_is_best(tmp_path):
     task = Scored([batch], [0.1, 0.1, 0.5, 0.4, 0.7, 0.6, 0.7, 0.8, 0.6, 0.9])
     run = Run.new(tmp_path / "run")
     run.begin("")
-    log = PlainLog(io.StringIO())
+    out = io.StringIO()
     schedule = LRScheduler(optimizer, lambda step: 1.0)
-    trainer = Trainer(model, optimizer, schedule, task, config, run, log)
+    trainer = Trainer(model, optimizer, schedule, task, config, run, PlainLog(out))
     trainer.fit()
     # Every second number is that of the average: it is recorded, and decides nothing.
     records = [r for r in Run.open(tmp_path / "run").metrics() if "val_f1" in r]
@@ -448,7 +450,7 @@ def test_a_task_with_a_score_of_its_own_decides_what_is_best(tmp_path):
     assert trainer.best == {"step": 2, "val_loss": 9.0, "val_f1": 0.7}
     assert trainer.end is not None
     assert trainer.end.reason == "had 2 validations without a better f1 than 0.7000"
-    assert log.out.getvalue().count("half of it") == 1
+    assert out.getvalue().count("half of it") == 1
 
 
 def test_weights_that_a_step_has_spoilt_are_not_saved(config, tmp_path, monkeypatch):

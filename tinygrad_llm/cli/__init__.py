@@ -19,6 +19,8 @@ from tinygrad_llm.train.log import printable
 
 COMMANDS = {
     "pretrain": "train a model on text, from nothing",
+    "finetune": "fine-tune a model on labelled texts, and score it",
+    "predict": "label new texts with a fine-tuned model",
     "generate": "let a trained model write",
     "evaluate": "say how well a trained model predicts a text",
     "runs": "list the runs and how they stand; compare some of them",

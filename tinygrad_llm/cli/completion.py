@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Fixed, FlagCreatePairsOff, Positional, Suppress, arg
 
 from tinygrad_llm.cli.arguments import parse
 from tinygrad_llm.cli.errors import UsageError
 from tinygrad_llm.data import corpora, download
 from tinygrad_llm.kernels.compile import kernels
-from tinygrad_llm.train.config import TOKENIZERS
+from tinygrad_llm.train.config import ARCHITECTURES, TOKENIZERS
 
 HELP = """\
 Print a script that makes the shell complete commands, flags and their values on the Tab key.
@@ -33,9 +33,15 @@ examples:
   tinygrad-llm completion fish
 """
 
-# The words of a command -> the module and the dataclass that it parses.
+# The words of a command -> the module and the dataclass that it parses, or a table of them by the
+# last word.
 FORMS = {
-    "pretrain gpt": ("pretrain", "Options"),
+    **{f"pretrain {kind}": ("pretrain", "OPTIONS") for kind in ARCHITECTURES},
+    "finetune classify": ("finetune", "Options"),
+    "finetune pair": ("finetune", "Options"),
+    "finetune tag": ("finetune", "Options"),
+    "finetune translate": ("finetune", "Options"),
+    "predict": ("predict", "Options"),
     "generate": ("generate", "Options"),
     "evaluate": ("evaluate", "Options"),
     "runs": ("runs", "Options"),
@@ -108,7 +114,8 @@ def _command(words: str, inner: tuple[str, ...]) -> Command:
     flags, takes_path = [Flag("--help", is_switch=True)], False
     if words in FORMS:
         module, name = FORMS[words]
-        for flag in _flags(getattr(import_module(f"tinygrad_llm.cli.{module}"), name)):
+        kind = getattr(import_module(f"tinygrad_llm.cli.{module}"), name)
+        for flag in _flags(kind[words.split()[-1]] if isinstance(kind, dict) else kind):
             if flag.name.startswith("--"):
                 flags.append(flag)
             else:  # a positional argument
@@ -121,6 +128,8 @@ def _flags(kind: type) -> Iterator[Flag]:
     hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):
         hint, notes = _without_notes(hints[field.name])
+        if any(note is _FIXED or note is _SUPPRESSED for note in notes):
+            continue
         if is_dataclass(hint):
             yield from _flags(hint)  # pyright: ignore[reportArgumentType]
             continue
@@ -145,6 +154,7 @@ _NAMED = {
     "KERNEL": tuple(kernels()),
 }
 _POSITIONAL = get_args(Positional[str])[1]
+_FIXED, _SUPPRESSED = get_args(Fixed[str])[1], get_args(Suppress[str])[1]
 _PATHS = ("DIR", "FILE", "FOLDER", "PATH", "RUN", "SOURCE")  # in a metavar: it names a path
 
 

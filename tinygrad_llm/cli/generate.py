@@ -76,8 +76,8 @@ def run(arguments: Sequence[str]) -> int:
 
     from tinygrad_llm.data.tokenizers import Tokenizer
     from tinygrad_llm.generate import GenerationConfig, write_many
-    from tinygrad_llm.models.gpt import GPT
-    from tinygrad_llm.models.pretrained import check_vocabulary
+    from tinygrad_llm.models.auto import class_of
+    from tinygrad_llm.models.pretrained import check_folder, check_vocabulary
     from tinygrad_llm.nn import quantize_
     from tinygrad_llm.train.machine import choose_device
     from tinygrad_llm.train.run import find_checkpoint
@@ -100,7 +100,14 @@ def run(arguments: Sequence[str]) -> int:
         )
         folder = find_checkpoint(options.model)
         device, _ = choose_device(options.device)
-        model, tokenizer = GPT.from_pretrained(folder).to(device), Tokenizer.from_file(folder)
+        check_folder(folder)
+        kind = class_of(folder)
+        if not hasattr(kind, "next_logits"):
+            raise UsageError(
+                f"{folder} holds a {kind.__name__}, which reads texts and writes none: generate "
+                "needs a model that goes on from a prompt, such as a gpt, llama, lstm or t5"
+            )
+        model, tokenizer = kind.from_pretrained(folder).to(device), Tokenizer.from_file(folder)
         check_vocabulary(tokenizer.vocab_size, model.config.vocab_size)
         if options.quantize != "none":
             quantize_(model, bits={"int8": 8, "int4": 4}[options.quantize])

@@ -99,14 +99,17 @@ class Texts:
         return list(zip(*columns, strict=True))
 
 
-def hold_out(data: Texts, share: float, seed: int) -> tuple[Texts, Texts]:
+def hold_out(
+    data: Texts, share: float, seed: int, *, by_first: bool = False
+) -> tuple[Texts, Texts]:
     """(training, validation): about `share` of the texts at random to validate with.
 
-    All of the same text are on one side, and a label that training would else not show stays there.
+    All of the same text (of the same first text, with `by_first`) are on one side, and a label that
+    training would else not show stays there.
     Raises ValueError where there is nothing left for one of the two.
     """
-    by_key: dict[tuple[str, ...], list[int]] = {}
-    for i, key in enumerate(data.contents()):
+    by_key: dict[str | tuple[str, ...], list[int]] = {}
+    for i, key in enumerate(data.texts if by_first else data.contents()):
         by_key.setdefault(key, []).append(i)
     groups = list(by_key.values())
     order = shuffled(np.arange(len(groups)), len(groups), seed, 0)
@@ -225,7 +228,8 @@ class ClassifyTask:
         weight = self.weights if model.training else None
         if weight is not None:
             weight = Tensor(weight).to(logits.device).astype(logits.dtype).data
-        total = ops.cross_entropy(logits, there["labels"], weight, reduction="sum")
+        wide = "float32" if logits.dtype.itemsize < 4 else None  # a sum wants digits and room
+        total = ops.cross_entropy(logits, there["labels"], weight, reduction="sum", dtype=wide)
         return total * (1.0 / len(batch["labels"]))
 
     def size(self, batch: Batch) -> int:

@@ -78,8 +78,8 @@ class DataConfig:
     """Pieces of the text at random, side by side, or side by side in another order each epoch."""
 
     def __post_init__(self) -> None:
-        _require(self.vocab_size >= 257, "data.vocab_size", "at least 257", self.vocab_size)
-        _require(0 < self.val_fraction < 1, "data.val_fraction", "in (0, 1)", self.val_fraction)
+        require(self.vocab_size >= 257, "data.vocab_size", "at least 257", self.vocab_size)
+        require(0 < self.val_fraction < 1, "data.val_fraction", "in (0, 1)", self.val_fraction)
         if self.tokenizer not in TOKENIZERS and not _is_path(self.tokenizer):
             raise ConfigError(
                 f"data.tokenizer must be one of {', '.join(TOKENIZERS)}, or a path, got "
@@ -119,14 +119,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd"):
-            _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
         of_heads = self.architecture != "lstm"
         if of_heads and self.n_embd % self.n_head:
             raise ConfigError(
                 f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} "
                 f"and {self.n_head}"
             )
-        _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+        require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
 
 
 # The dtypes to train in, by what people write for them.
@@ -207,17 +207,17 @@ class TrainConfig:
             raise ConfigError(f"train.dtype must be one of {', '.join(names)}, got {self.dtype!r}")
         object.__setattr__(self, "dtype", DTYPES[self.dtype])  # one name, however it was written
         for name in _AT_LEAST_1:
-            _require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
         for name in _0_OR_MORE:
             value = getattr(self, name)
-            _require(0 <= value < math.inf, f"train.{name}", "0 or more", value)
-        _require(0 <= self.ema < 1, "train.ema", "in [0, 1)", self.ema)
-        _require(self.min_lr <= self.lr, "train.min_lr", f"at most lr = {self.lr}", self.min_lr)
-        _require(all(0 <= b < 1 for b in self.betas), "train.betas", "in [0, 1)", self.betas)
+            require(0 <= value < math.inf, f"train.{name}", "0 or more", value)
+        require(0 <= self.ema < 1, "train.ema", "in [0, 1)", self.ema)
+        require(self.min_lr <= self.lr, "train.min_lr", f"at most lr = {self.lr}", self.min_lr)
+        require(all(0 <= b < 1 for b in self.betas), "train.betas", "in [0, 1)", self.betas)
         for pattern, factor in self.lr_groups.items():
-            _require(bool(pattern), "a pattern of train.lr_groups", "some text", repr(pattern))
-            _require(0 <= factor < math.inf, f"train.lr_groups {pattern}", "0 or more", factor)
-        _require(0 <= self.seed < 2**63, "train.seed", "from 0 to 2⁶³ − 1", self.seed)
+            require(bool(pattern), "a pattern of train.lr_groups", "some text", repr(pattern))
+            require(0 <= factor < math.inf, f"train.lr_groups {pattern}", "0 or more", factor)
+        require(0 <= self.seed < 2**63, "train.seed", "from 0 to 2⁶³ − 1", self.seed)
 
 
 _AT_LEAST_1 = ("steps", "batch_size", "accumulate", "context", "eval_every", "checkpoint_every")
@@ -249,10 +249,10 @@ class SampleConfig:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "temperature", "top_k", "every"):
             value = getattr(self, name)
-            _require(0 <= value < math.inf, f"sample.{name}", "0 or more", value)
+            require(0 <= value < math.inf, f"sample.{name}", "0 or more", value)
         length = self.every_max_new_tokens
-        _require(length >= 1, "sample.every_max_new_tokens", "at least 1", length)
-        _require(0 < self.top_p <= 1, "sample.top_p", "in (0, 1]", self.top_p)
+        require(length >= 1, "sample.every_max_new_tokens", "at least 1", length)
+        require(0 < self.top_p <= 1, "sample.top_p", "in (0, 1]", self.top_p)
 
 
 @dataclass(frozen=True)
@@ -268,9 +268,9 @@ class MaskingConfig:
 
     def __post_init__(self) -> None:
         share = self.mask_probability
-        _require(0 < share < 1, "masking.mask_probability", "in (0, 1)", share)
+        require(0 < share < 1, "masking.mask_probability", "in (0, 1)", share)
         share = self.short_probability
-        _require(0 <= share <= 1, "masking.short_probability", "in [0, 1]", share)
+        require(0 <= share <= 1, "masking.short_probability", "in [0, 1]", share)
 
 
 @dataclass(frozen=True)
@@ -283,8 +283,8 @@ class SpanConfig:
     """Tokens of a hidden span, on average."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.noise_density < 1, "span.noise_density", "in (0, 1)", self.noise_density)
-        _require(1 <= self.mean_span < math.inf, "span.mean_span", "at least 1", self.mean_span)
+        require(0 < self.noise_density < 1, "span.noise_density", "in (0, 1)", self.noise_density)
+        require(1 <= self.mean_span < math.inf, "span.mean_span", "at least 1", self.mean_span)
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,8 @@ def applies(architecture: str, key: str) -> bool:
     return not key.startswith(_WITHOUT[architecture])
 
 
-def _require(ok: bool, key: str, expected: str, got: object) -> None:
+def require(ok: bool, key: str, expected: str, got: object) -> None:
+    """ConfigError unless ok: what key must be, and what it is."""
     if not ok:  # also when a comparison with NaN was false
         raise ConfigError(f"{key} must be {expected}, got {got}")
 
@@ -451,7 +452,7 @@ BERT_DEMO = {
     "data": {"source": "python-docs", "tokenizer": "wordpiece", "vocab_size": 2048},
     "model": {"architecture": "bert", "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
     "train": {
-        "steps": 2500,
+        "steps": 2000,
         "batch_size": 32,
         "context": 64,
         "lr": 2e-3,
@@ -558,8 +559,9 @@ def merge(config: T, changes: Mapping[str, Any], where: str, section: str = "") 
         merged = dataclasses.replace(config, **checked)  # pyright: ignore[reportArgumentType]
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    if isinstance(merged, PretrainConfig):
-        _refuse_inapplicable(merged.model.architecture, changes, where)
+    architecture = getattr(getattr(merged, "model", None), "architecture", None)
+    if architecture is not None and isinstance(config, PretrainConfig):
+        _refuse_inapplicable(architecture, changes, where)
     return merged
 
 
@@ -621,7 +623,7 @@ def dumps(config: PretrainConfig) -> str:
     lines = [f"# Run it again: tinygrad-llm pretrain {kind} --config config.toml"]
     for section, values in as_dict(config).items():
         lines += ["", f"[{section}]"]
-        lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
+        lines += [f"{key} = {toml_value(value)}" for key, value in values.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -639,15 +641,18 @@ def as_dict(config: PretrainConfig) -> dict[str, dict[str, Any]]:
     return {section: values for section, values in found.items() if values}
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """The value as TOML has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):  # JSON's escapes are TOML's, except that DEL needs one too
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{_toml(key)} = {_toml(v)}' for key, v in value.items())}}}"
+        return (
+            f"{{{', '.join(f'{toml_value(key)} = {toml_value(v)}' for key, v in value.items())}}}"
+        )
     return repr(value)
 
 

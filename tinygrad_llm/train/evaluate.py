@@ -13,10 +13,13 @@ from tinygrad_llm.data.report import SILENT, Report
 from tinygrad_llm.data.token_files import tokens_of
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.data.tokens import Tokens
+from tinygrad_llm.models.auto import class_of
+from tinygrad_llm.models.encoder_decoder import EncoderDecoder
 from tinygrad_llm.models.gpt import GPT
 from tinygrad_llm.tasks.causal import sides
 from tinygrad_llm.tasks.evaluate import Reading, Score, evaluate_ids, evaluate_text
 from tinygrad_llm.train import config as configuration
+from tinygrad_llm.train.architectures import ARCHITECTURES
 from tinygrad_llm.train.config import DataConfig, PretrainConfig
 from tinygrad_llm.train.machine import choose_device
 from tinygrad_llm.train.run import find_checkpoint
@@ -29,7 +32,7 @@ class Subject:
     """A trained model, and the configuration of its run where it lies in one."""
 
     folder: Path
-    model: GPT
+    model: GPT  # or a Llama or an LSTM, which answer to the same
     tokenizer: Tokenizer
     config: PretrainConfig | None
 
@@ -41,8 +44,15 @@ def load(path: str | Path, device: str = "auto") -> Subject:
     """
     folder = find_checkpoint(path)
     chosen, _ = choose_device(device)
-    model = GPT.from_pretrained(folder).to(chosen)
-    return Subject(folder, model, Tokenizer.from_file(folder), _config_of(folder))
+    config = _config_of(folder)
+    kind = ARCHITECTURES[config.model.architecture].model if config else class_of(folder)
+    if not hasattr(kind, "next_logits") or issubclass(kind, EncoderDecoder):
+        raise ValueError(
+            f"{folder} holds a {kind.__name__}, which does not predict each token of a text from "
+            "those before it: its accuracies and losses are in its run's metrics.jsonl"
+        )
+    model = kind.from_pretrained(folder).to(chosen)
+    return Subject(folder, model, Tokenizer.from_file(folder), config)
 
 
 def _config_of(checkpoint: Path) -> PretrainConfig | None:

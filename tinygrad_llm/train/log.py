@@ -18,7 +18,7 @@ from json import dumps
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from tinygrad_llm.train.memory import readable
-from tinygrad_llm.train.run import Record
+from tinygrad_llm.train.run import Record, accuracies
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -226,6 +226,8 @@ class _Progress:
     def line(self, record: Record) -> str:
         """step  500/1000 · loss 2.345 · val loss 2.456 · 12,345 tokens/s · 1:05 left"""
         numbers = self.numbers(with_validation="val_loss" in record)
+        for key, (name, _) in accuracies([record]).items():
+            numbers += f" · {name} {record[key]:.1%}"
         line = f"step {self.step:>{len(str(self.steps))}}/{self.steps} · {numbers}"
         done, to_do = self.step - self.first, self.steps - self.step
         if not done or not to_do:

@@ -1,4 +1,8 @@
-"""loss.png: training and validation loss over the steps; and several runs in one picture."""
+"""loss.png: training and validation loss over the steps; and several runs in one picture.
+
+Where a task measures more, such as how many hidden words are guessed, that is below, beside what
+needs no skill.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinygrad_llm.train import files
-from tinygrad_llm.train.run import Record
+from tinygrad_llm.train.run import Record, accuracies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,8 +40,12 @@ def draw_runs(runs: Mapping[str, Sequence[Record]], path: Path) -> str | None:
 
 
 def loss_figure(records: Sequence[Record]) -> Figure:
-    """Training loss and its running mean, validation loss, learning rate: over the steps."""
-    figure, axes = _empty()
+    """Training loss and its running mean, validation loss, learning rate: over the steps.
+
+    In a second panel, where there are any: accuracies of the validation, and dotted the baselines.
+    """
+    shares = accuracies(records)
+    figure, axes = _empty(panels=2 if shares else 1)
     steps, losses = points(records, "loss")
     if steps:
         axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
@@ -52,7 +60,25 @@ def loss_figure(records: Sequence[Record]) -> Figure:
             axes.plot(steps, losses, color=color, marker="o", markersize=3, label=label)
     _add_learning_rate(axes, *points(records, "lr"))
     _add_legend(axes)
+    if shares:
+        _add_accuracies(figure.axes[1], records, shares)
     return figure
+
+
+def _add_accuracies(
+    axes: Axes, records: Sequence[Record], shares: Mapping[str, tuple[str, str]]
+) -> None:
+    for i, (key, (name, baseline)) in enumerate(shares.items()):
+        steps, values = points(records, key)
+        label = f"{name} (last {values[-1]:.3f}, best {max(values):.3f})"
+        axes.plot(steps, values, color=f"C{i}", marker="o", markersize=3, label=label)
+        steps, values = points(records, baseline)
+        if steps:
+            label = f"{name} without skill ({values[-1]:.3f})"
+            axes.plot(steps, values, color=f"C{i}", linestyle=":", label=label)
+    axes.set_ylabel("share that is right")
+    axes.set_ylim(0, 1)
+    axes.legend(fontsize="small")
 
 
 def runs_figure(runs: Mapping[str, Sequence[Record]]) -> Figure:
@@ -76,15 +102,16 @@ def points(records: Sequence[Record], key: str) -> tuple[list[int], list[float]]
     return [record["step"] for record in found], [record[key] for record in found]
 
 
-def _empty() -> tuple[Figure, Axes]:
+def _empty(panels: int = 1) -> tuple[Figure, Axes]:
+    """The figure and its first panel, which is for the loss."""
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel("step")
-    axes.set_ylabel("cross-entropy per token (nats)")
-    axes.grid(alpha=0.3)
-    return figure, axes
+    figure = Figure(figsize=(8, 5 + 4 * (panels - 1)), dpi=120, layout="constrained")
+    for axes in figure.subplots(panels, squeeze=False)[:, 0]:
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("cross-entropy per token (nats)")
+    return figure, figure.axes[0]
 
 
 def _add_learning_rate(axes: Axes, steps: Sequence[int], rates: Sequence[float]) -> None:

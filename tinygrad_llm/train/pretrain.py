@@ -1,25 +1,23 @@
-"""Pretraining a GPT from text alone: every part of the house, put together once."""
+"""Pretraining from text alone: every part of the house, put together once."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from tinygrad_llm import backend
 from tinygrad_llm.data import corpora
 from tinygrad_llm.data.texts import Text, alphabet, open_text, sample
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.generate import prompt_ids, write
-from tinygrad_llm.models.gpt import GPT, GPTConfig
 from tinygrad_llm.models.pretrained import check_vocabulary
 from tinygrad_llm.optim import AdamW, LRScheduler, decay_groups, lr_groups
 from tinygrad_llm.optim.schedules import Cosine, Warmup
-from tinygrad_llm.tasks.causal import CausalTask
 from tinygrad_llm.train import checkpoint
 from tinygrad_llm.train import config as configuration
+from tinygrad_llm.train.architectures import ARCHITECTURES, Texts
 from tinygrad_llm.train.config import (
     TOKENIZERS,
     ConfigError,
@@ -44,7 +42,7 @@ class Pretraining:
     """A run that is ready to go: `pretraining.trainer.fit()` does the rest."""
 
     trainer: Trainer
-    model: GPT
+    model: Any
     tokenizer: Tokenizer
     run: Run
     config: PretrainConfig
@@ -65,7 +63,7 @@ def start(config: PretrainConfig, folder: str | Path | None, log: Log) -> Pretra
     texts = _open_texts(config.data, log)
     log.say(f"device: {device} ({why})")
     config = replace(config, data=_lasting(config.data))
-    tokenizer = make_tokenizer(config.data, texts, log)
+    tokenizer = _tokenizer(config, texts, log)
     model = new_model(config, tokenizer, device)
     config = _with_processes(config, model, device, log)
     trainer = _trainer(config, model, texts, tokenizer, run, log)
@@ -95,10 +93,10 @@ def _resume(run: Run, config: PretrainConfig, log: Log) -> Pretraining:
     texts = _open_texts(config.data, log)
     log.say(f"device: {device} ({why})")
     if folder is None:
-        tokenizer = make_tokenizer(config.data, texts, log)
+        tokenizer = _tokenizer(config, texts, log)
         model = new_model(config, tokenizer, device)
     else:
-        tokenizer, model = _load(folder, device)
+        tokenizer, model = _load(config, folder, device)
     config = _with_processes(config, model, device, log)
     trainer = _trainer(config, model, texts, tokenizer, run, log)
     trainer.resume(folder)
@@ -108,7 +106,7 @@ def _resume(run: Run, config: PretrainConfig, log: Log) -> Pretraining:
     return Pretraining(trainer, model, tokenizer, run, config)
 
 
-def _with_processes(config: PretrainConfig, model: GPT, device: str, log: Log) -> PretrainConfig:
+def _with_processes(config: PretrainConfig, model: Any, device: str, log: Log) -> PretrainConfig:
     """With the number of processes settled: another number is another order of the same sums."""
     train = config.train
     tokens = train.batch_size * train.context
@@ -167,13 +165,6 @@ def refuse_changes(old: PretrainConfig, new: PretrainConfig, folder: Path) -> No
         )
 
 
-class Texts(NamedTuple):
-    """What is trained on, and what is validated on where that is another text."""
-
-    train: Text
-    validation: Text | None
-
-
 def _open_texts(config: DataConfig, log: Log) -> Texts:
     with LogReport(log) as report:
         train = open_text(config.source, report)
@@ -230,32 +221,24 @@ def make_tokenizer(config: DataConfig, texts: Texts, log: Log) -> Tokenizer:
         return Tokenizer.bpe(words, config.vocab_size)
 
 
-def new_model(config: PretrainConfig, tokenizer: Tokenizer, device: str) -> GPT:
-    """A GPT with weights from the seed; the random stream stands after them.
+def _tokenizer(config: PretrainConfig, texts: Texts, log: Log) -> Tokenizer:
+    made = make_tokenizer(config.data, texts, log)
+    return ARCHITECTURES[config.model.architecture].tokenizer(made)
+
+
+def new_model(config: PretrainConfig, tokenizer: Tokenizer, device: str) -> Any:
+    """The network that `config` describes with weights from the seed; the stream stands after them.
 
     Raises ValueError for one that this machine's memory cannot hold, before any of it is taken.
     """
-    sizes = GPTConfig(
-        vocab_size=tokenizer.vocab_size,
-        n_positions=config.train.context,
-        n_embd=config.model.n_embd,
-        n_layer=config.model.n_layer,
-        n_head=config.model.n_head,
-        # GPT-2's 0.02 is for its width of 768; a narrower layer needs larger weights to say
-        # as much. At 128 the demo's loss after 300 steps was 4.28 instead of 4.61.
-        initializer_range=0.02 * math.sqrt(768 / config.model.n_embd),
-        resid_pdrop=config.model.dropout,
-        embd_pdrop=config.model.dropout,
-        attn_pdrop=config.model.dropout,
-        bos_token_id=tokenizer.eos_id,  # the mark between documents, as in GPT-2
-        eos_token_id=tokenizer.eos_id,
-    )
+    architecture = ARCHITECTURES[config.model.architecture]
+    sizes = architecture.sizes(config, tokenizer)
     _check_memory(sizes)
     backend.manual_seed(config.train.seed)
-    return GPT(sizes).to(device)
+    return architecture.model(sizes).to(device)
 
 
-def _check_memory(sizes: GPTConfig) -> None:
+def _check_memory(sizes: Any) -> None:
     """On a GPU, too: the weights are drawn in the machine's memory."""
     needed, there = 4 * sizes.num_parameters(), physical_memory()
     if there is not None and needed > there:
@@ -265,9 +248,10 @@ def _check_memory(sizes: GPTConfig) -> None:
         )
 
 
-def _load(folder: Path, device: str) -> tuple[Tokenizer, GPT]:
+def _load(config: PretrainConfig, folder: Path, device: str) -> tuple[Tokenizer, Any]:
+    kind = ARCHITECTURES[config.model.architecture].model
     try:
-        model = GPT.from_pretrained(folder).to(device)  # first: it looks at the checksums of both
+        model = kind.from_pretrained(folder).to(device)  # first: it looks at the checksums of both
         tokenizer = Tokenizer.from_file(folder)
         check_vocabulary(tokenizer.vocab_size, model.config.vocab_size)
     except (ValueError, OSError) as error:
@@ -276,29 +260,16 @@ def _load(folder: Path, device: str) -> tuple[Tokenizer, GPT]:
 
 
 def _trainer(
-    config: PretrainConfig, model: GPT, texts: Texts, tokenizer: Tokenizer, run: Run, log: Log
+    config: PretrainConfig, model: Any, texts: Texts, tokenizer: Tokenizer, run: Run, log: Log
 ) -> Trainer:
     train = config.train
-    prompt_ids(tokenizer, config.sample.prompt)  # better refused now than after the training
+    architecture = ARCHITECTURES[config.model.architecture]
+    if architecture.writes:
+        prompt_ids(tokenizer, config.sample.prompt)  # better refused now than after the training
     with LogReport(log) as report:
-        task = CausalTask(
-            texts.train,
-            tokenizer,
-            context=train.context,
-            batch_size=train.batch_size,
-            val_fraction=config.data.val_fraction,
-            val_by=config.data.val_by,
-            validation=texts.validation,
-            documents=config.data.documents,
-            order=config.data.order,
-            eval_batches=train.eval_batches,
-            seed=train.seed + 2**63,  # another sequence than the one of weights and dropout
-            report=report,
-        )
-    log.say(
-        f"tokens: {len(task.train_tokens):,} to train on, {len(task.val_tokens):,} to validate on, "
-        f"vocabulary {tokenizer.vocab_size:,}"
-    )
+        task = architecture.task(config, texts, tokenizer, report)
+    for note in _notes(task, tokenizer):
+        log.say(note)
     log.say(f"model: {sum(p.size for p in model.parameters()):,} parameters")
     if slow := slow_on_cpu(train.dtype, next(iter(model.parameters())).device):
         log.say(slow)
@@ -309,15 +280,27 @@ def _trainer(
     decay_steps = max(1, train.steps - train.warmup)
     final = train.min_lr / train.lr if train.lr else 0.0
     schedule = LRScheduler(optimizer, Warmup(train.warmup, Cosine(decay_steps, end=final)))
-    samples = _samples(config, model, tokenizer, run)
-    utilisation = _utilisation(train, model, log) if train.mfu else None
+    samples = _samples(config, model, tokenizer, run) if architecture.writes else None
+    counted = configuration.applies(config.model.architecture, "train.mfu")
+    utilisation = _utilisation(train, model, log) if train.mfu and counted else None
     if train.overfit_one_batch:
         log.say("overfitting one batch: expect a loss near 0, or look for a fault")
     learnt = OneBatch(task) if train.overfit_one_batch else task
     return Trainer(model, optimizer, schedule, learnt, train, run, log, samples, utilisation)
 
 
-def _samples(config: PretrainConfig, model: GPT, tokenizer: Tokenizer, run: Run) -> Samples:
+def _notes(task: Any, tokenizer: Tokenizer) -> list[str]:
+    """What there is to train on, as far as the task can say it."""
+    vocabulary = f"vocabulary {tokenizer.vocab_size:,}"
+    if hasattr(task, "notes"):
+        return [*task.notes, vocabulary]
+    if not hasattr(task, "train_tokens"):
+        return [vocabulary]
+    train, held_out = len(task.train_tokens), len(task.val_tokens)
+    return [f"tokens: {train:,} to train on, {held_out:,} to validate on, {vocabulary}"]
+
+
+def _samples(config: PretrainConfig, model: Any, tokenizer: Tokenizer, run: Run) -> Samples:
     sample = config.sample
 
     def text() -> str:
@@ -327,7 +310,7 @@ def _samples(config: PretrainConfig, model: GPT, tokenizer: Tokenizer, run: Run)
 
 
 def _sample(
-    model: GPT, tokenizer: Tokenizer, config: PretrainConfig, max_new_tokens: int
+    model: Any, tokenizer: Tokenizer, config: PretrainConfig, max_new_tokens: int
 ) -> Iterator[str]:
     sample = config.sample
     return write(
@@ -343,7 +326,7 @@ def _sample(
     )
 
 
-def _utilisation(train: TrainConfig, model: GPT, log: Log) -> Utilisation:
+def _utilisation(train: TrainConfig, model: Any, log: Log) -> Utilisation:
     flops = model.flops_per_token(train.context)
     device = next(iter(model.parameters())).device
     # On the CPU products of half precision are float32's, too.

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tinygrad_llm.train import checkpoint
-from tinygrad_llm.train import config as configuration
+from tinygrad_llm.train import checkpoint, finetune_config
 from tinygrad_llm.train.config import PretrainConfig
 from tinygrad_llm.train.run import Record, Run
 from tinygrad_llm.train.stopping import Limits
@@ -91,7 +90,7 @@ def look(folder: str | Path, *, curves: bool = False) -> RunReport:
     """
     run = Run.open(folder)
     try:
-        config = configuration.load(run.config_file)
+        config = finetune_config.of_any_run(run.config_file)
         seen = _read_metrics(run, curves)
     except (ValueError, OSError) as error:
         return RunReport(run.folder, "damaged", why=" ".join(str(error).split()))

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -275,4 +275,20 @@ def find_checkpoint(path: str | Path) -> Path:
         raise FileNotFoundError(
             f"{path} holds no checkpoint: expected a run folder, or a model folder with config.json"
         )
+    return found
+
+
+_ACCURACY = re.compile(r"val_(?:(\w+)_)?(accuracy|f1)")
+
+
+def accuracies(records: Sequence[Record]) -> dict[str, tuple[str, str]]:
+    """{key: (its name, the key of its baseline)} of the accuracies that were recorded.
+
+    'val_masked_accuracy'  ->  ('masked accuracy', 'val_majority_masked')
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for key in dict.fromkeys(key for record in records for key in record):
+        if match := _ACCURACY.fullmatch(key):
+            of, kind = match[1] or "", match[2]
+            found[key] = (f"{of} {kind}".strip().replace("_", " "), f"val_majority_{of or kind}")
     return found

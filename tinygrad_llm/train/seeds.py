@@ -187,7 +187,7 @@ class SeedRuns:
             "seeds": self.seeds,
             "results": [asdict(result) for result in self.results()],
             **{key: None if found is None else asdict(found) for key, found in spreads.items()},
-            "config": asdict(self.config),
+            "config": configuration.as_dict(self.config),
         }
         files.write_text(self.file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 

@@ -536,7 +536,7 @@ class Trainer:
         improved = (
             record is not None
             and math.isfinite(record[self.score])  # nothing would ever be better than NaN
-            and better(self.score, record[self.score], self.best and self.best[self.score])
+            and better(self.score, record[self.score], self.best[self.score] if self.best else None)
         )
         if improved:
             assert record is not None

@@ -1,0 +1,288 @@
+"""The configuration of fine-tuning: sections as in `train.config`, read and written by it.
+
+A 0 stands for a number that is chosen once model and data are known; config.toml of the run has the
+number that was chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from tinygrad_llm.train import config as configuration
+from tinygrad_llm.train.config import ConfigError, DataConfig, PretrainConfig, TrainConfig
+
+TaskName = Literal["classify", "pair", "tag", "translate"]
+TASKS: tuple[TaskName, ...] = ("classify", "pair", "tag", "translate")
+
+BUILTIN = "builtin"
+
+YesNo = Literal["auto", "yes", "no"]
+
+_PATTERNS = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="PATTERN",
+    instance_from_str=" ".join,
+    is_instance=lambda value: isinstance(value, str),
+    str_from_instance=lambda patterns: patterns.split(),
+)
+_NO_HINT = tyro.conf.arg(help_behavior_hint="")
+
+
+def _column(metavar: str = "COLUMN") -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+# --- the sections ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FinetuneData:
+    """The labelled files."""
+
+    source: Annotated[str, tyro.conf.arg(name="data", metavar="builtin|FILE")] = BUILTIN
+    """What to learn from: builtin, or a file: CSV, TSV or JSONL; for tag CoNLL columns or JSONL."""
+    val_source: Annotated[
+        str, tyro.conf.arg(name="val-data", metavar="FILE", help_behavior_hint="")
+    ] = ""
+    """What to validate with; otherwise a part of the data is held out."""
+    val_fraction: float = 0.1
+    """How much is held out where there is no --val-data."""
+    text_column: Annotated[str, _column()] = ""
+    """The column of the text (of words, for tag): its name, or its number from 1."""
+    second_column: Annotated[str, _column()] = ""
+    """The column of the second text, for pair; of the target, for translate."""
+    label_column: Annotated[str, _column()] = ""
+    """The column of the label (of the tags, for tag)."""
+    header: YesNo = "auto"
+    """Whether the first line names the columns: --header, --no-header, or what it looks like."""
+    quoted: YesNo = "auto"
+    """Whether fields are in quotes: --quoted, --no-quoted, or what it looks like."""
+
+    def __post_init__(self) -> None:
+        configuration.require(
+            0 < self.val_fraction < 1, "data.val_fraction", "in (0, 1)", self.val_fraction
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneModel:
+    """What is fine-tuned, or what begins at random where nothing is."""
+
+    checkpoint: Annotated[
+        str, tyro.conf.arg(name="model", metavar="FOLDER|RUN|NAME", help_behavior_hint="")
+    ] = ""
+    """A folder with a BERT, a run, or a name on the Hugging Face hub; none: begin at random."""
+    new_head: bool = False
+    """Begin the head anew where the checkpoint has one for other labels."""
+    encoder: Literal["bert", "bilstm"] = "bert"
+    """What begins at random where there is no --model (for tag it is always a bilstm)."""
+    vocab_size: int = 8192
+    """Pieces of its tokenizer, which is made from the training texts."""
+    cased: bool = False
+    """Whether its tokenizer tells upper from lower case."""
+    n_layer: int = 2
+    """Its layers."""
+    n_head: int = 4
+    """Attention heads in a layer of a bert; divides n_embd."""
+    n_embd: int = 128
+    """Its width (of a bilstm in each direction)."""
+    dropout: float = 0.1
+    """Share of activations zeroed while training, of what begins at random."""
+    max_length: int = 128
+    """Pieces of a text that are read at once, marks included."""
+    long: Literal["cut", "windows"] = "cut"
+    """Longer texts: read their head, or all of them in windows that overlap."""
+    freeze: Annotated[str, _PATTERNS, _NO_HINT] = ""
+    """Parameters that stay as they are: whole parts of their names, such as embeddings
+    'layer.[0-2]'."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            configuration.require(value >= 1, f"model.{name}", "at least 1", value)
+        configuration.require(
+            self.vocab_size >= 6, "model.vocab_size", "at least 6", self.vocab_size
+        )
+        configuration.require(
+            self.max_length >= 4, "model.max_length", "at least 4", self.max_length
+        )
+        configuration.require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+        if self.encoder == "bert" and self.n_embd % self.n_head:
+            raise ConfigError(
+                f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} and "
+                f"{self.n_head}"
+            )
+
+
+@dataclass(frozen=True)
+class FinetuneTrain:
+    """The loop and the optimiser (AdamW: warm-up, then decay to 0)."""
+
+    epochs: int = 3
+    """How often all of the data is learnt from."""
+    batch_size: int = 0
+    """Texts (rows, for tag) in a batch; 0: 32, for tag 16, or 4 rows of a checkpoint."""
+    accumulate: int = 1
+    """Batches in one update."""
+    lr: float = 0.0
+    """Learning rate at its peak, of a checkpoint's last layer; 0: chosen by the model's width."""
+    head_lr: float = 0.0
+    """That of what is new above a checkpoint; 0: for tag 5 × lr, else lr."""
+    layer_decay: float = 0.9
+    """Each layer of a checkpoint learns at so much of the rate of the one above it; 1: at one."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the rate falls to 0."""
+    warmup: float = 0.1
+    """Share of the steps in which the rate climbs to its peak."""
+    weight_decay: float = 0.01
+    """Pull of the weight matrices towards zero."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's memory of the gradient and of its square."""
+    grad_clip: float = 1.0
+    """Longest gradient allowed (L2 norm over all parameters); 0: any."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: every label counts as much as any other, however rare (not for tag)."""
+    metric: Literal["accuracy", "macro-f1", "mcc", "loss"] = "accuracy"
+    """What makes a checkpoint the best, and what --patience waits for; for tag it is F1."""
+    evals_per_epoch: int = 1
+    """Validations in an epoch; each one is a checkpoint."""
+    patience: int = 0
+    """Stop after so many validations in a row that were no better; 0: never."""
+    max_seconds: float = 0.0
+    """Stop after so much training time; 0: no limit."""
+    keep_last: int = 1
+    """Checkpoints to keep: so many of the newest, and always the best; 0: all."""
+    seed: int = 1
+    """Of the weights, the batches, dropout and what is held out: the same seed, the same run."""
+    processes: int = 0
+    """Processes that share each step on the CPU; 0: one per core, where the model is small."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: the GPU where CuPy sees one."""
+    dtype: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16|float16")] = "float32"
+    """What the network computes with; the weights stay in float32 beside it."""
+    steps: tyro.conf.Suppress[int] = 0
+    """Updates in all; the run writes it down, for it follows from epochs and data."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate", "evals_per_epoch"):
+            value = getattr(self, name)
+            configuration.require(value >= 1, f"train.{name}", "at least 1", value)
+        for name in ("batch_size", "head_lr"):
+            value = getattr(self, name)
+            configuration.require(0 <= value < float("inf"), f"train.{name}", "0 or more", value)
+        for name in ("layer_decay", "warmup"):
+            value = getattr(self, name)
+            configuration.require(0 <= value <= 1, f"train.{name}", "in [0, 1]", value)
+        self.loop(1, 1)  # refuses the rest
+
+    def loop(self, steps_per_epoch: int, context: int) -> TrainConfig:
+        """What the trainer is told, where an epoch has so many batches."""
+        updates = -(-steps_per_epoch // self.accumulate)
+        every = -(-updates // self.evals_per_epoch)
+        steps = self.epochs * updates
+        return TrainConfig(
+            steps=steps,
+            batch_size=max(1, self.batch_size),
+            accumulate=self.accumulate,
+            context=context,
+            lr=self.lr,
+            min_lr=0.0,
+            warmup=round(self.warmup * steps),
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            grad_clip=self.grad_clip,
+            max_seconds=self.max_seconds,
+            patience=self.patience,
+            mfu=False,
+            eval_every=every,
+            checkpoint_every=every,
+            keep_last=self.keep_last,
+            seed=self.seed,
+            processes=self.processes,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything that decides a fine-tuning run."""
+
+    task: tyro.conf.Suppress[TaskName] = "classify"
+    data: FinetuneData = field(default_factory=FinetuneData)
+    model: FinetuneModel = field(default_factory=FinetuneModel)
+    train: FinetuneTrain = field(default_factory=FinetuneTrain)
+
+
+# --- presets --------------------------------------------------------------------------------------
+
+# Where a task wants other numbers than the dataclasses say: the BiLSTM-CRF of benchmarks/ner.py.
+OF_TASK: dict[TaskName, dict[str, Any]] = {
+    "classify": {},
+    "pair": {},
+    # A small piece can be put together anew; whole words want far more data than most have.
+    "translate": {
+        "model": {"vocab_size": 1024, "max_length": 64},
+        "train": {"epochs": 10},
+    },
+    "tag": {"model": {"encoder": "bilstm", "n_layer": 1, "n_embd": 200, "dropout": 0.5}},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # Seconds: for trying things out and for the tests.
+    "tiny": {
+        "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 300, "max_length": 24},
+        "train": {"epochs": 2, "batch_size": 8},
+    },
+}
+
+
+def preset(name: str, task: TaskName = "classify") -> FinetuneConfig:
+    """The configuration called `name`; ConfigError with the nearest name when there is none."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}{configuration.nearest(name, PRESETS)}")
+    begun = configuration.merge(FinetuneConfig(task=task), OF_TASK[task], where=f"task {task}")
+    return configuration.merge(begun, PRESETS[name], where=f"preset {name}")
+
+
+def dumps(config: FinetuneConfig) -> str:
+    """`config` as TOML; `load` gives an equal one back."""
+    lines = [
+        "# Run it again: tinygrad-llm finetune TASK --config config.toml",
+        f"task = {configuration.toml_value(config.task)}",
+    ]
+    for section in ("data", "model", "train"):
+        lines += ["", f"[{section}]"]
+        values = vars(getattr(config, section))
+        lines += [f"{key} = {configuration.toml_value(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def of_any_run(path: Path) -> PretrainConfig:
+    """The config.toml of a run; of a fine-tuning run what it has in common with the others.
+
+    Raises as `config.load`.
+    """
+    if not any(line.startswith("task = ") for line in _lines(path)):
+        return configuration.load(path)
+    config = load(path)
+    train = config.train.loop(1, config.model.max_length)
+    data = DataConfig(source=config.data.source, val_source=config.data.val_source)
+    return PretrainConfig(
+        data=data, train=dataclasses.replace(train, steps=max(1, config.train.steps))
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_bytes().decode("utf-8", "replace").splitlines()
+
+
+def load(path: Any, base: FinetuneConfig | None = None) -> FinetuneConfig:
+    """`base` (or the defaults) with what the TOML file at `path` changes; see `config.load`."""
+    return configuration.load(path, base or FinetuneConfig())  # pyright: ignore
