@@ -412,7 +412,9 @@ def test_several_processes_are_refused_on_a_gpu_before_the_folder_is_made(
 
 
 def test_one_batch_is_learnt_by_heart(config, tmp_path):
-    config = dataclasses.replace(config, model=configuration.ModelConfig(1, 2, 32, 0.0))
+    config = dataclasses.replace(
+        config, model=configuration.ModelConfig(n_layer=1, n_head=2, n_embd=32)
+    )
     limits = {"steps": 60, "eval_every": 60, "checkpoint_every": 60, "lr": 2e-2, "lr_groups": {}}
     ready = train(changed(config, overfit_one_batch=True, **limits), tmp_path / "run")
     last = ready.run.metrics()[-1]
