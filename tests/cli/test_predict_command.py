@@ -60,8 +60,7 @@ def test_another_column_and_an_output_file(here, capsys):
     where = ["--data", "new.jsonl", "--text-column", "body", "--output", "out.jsonl"]
     assert main(predict(here, "classify", *where)) == 0
     out, err = capsys.readouterr()
-    assert out == ""
-    assert "2 lines written to out.jsonl" in err
+    assert out == "2 lines written to out.jsonl\n"
     assert "zero length" in err
     rows = rows_of(Path("out.jsonl").read_text())
     assert [row["text"] for row in rows] == ["fine 狐", ""]

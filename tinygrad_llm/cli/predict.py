@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
             print(as_json(value), file=out)
             count += 1
     if options.output and not options.quiet:
-        print(f"{count:,} lines written to {options.output}", file=sys.stderr)
+        print(f"{count:,} lines written to {options.output}")
     return 0
 
 
