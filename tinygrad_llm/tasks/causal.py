@@ -135,16 +135,12 @@ class CausalTask:
 
     def state(self) -> dict[str, Any]:
         """The position in the training data, and which data it is."""
-        state: dict[str, Any] = {"train": self.train.state(), "sha256": self.text.sha256}
-        if self.validation_text is not None:
-            state["val_sha256"] = self.validation_text.sha256
-        return state
+        position = {"train": self.train.state()}
+        return position | which_texts(self.text, self.validation_text)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; ValueError when a text is no longer the same."""
-        refuse_another(self.text, state["sha256"])
-        if self.validation_text is not None:
-            refuse_another(self.validation_text, state["val_sha256"])
+        refuse_other_texts(state, self.text, self.validation_text)
         self.train.load_state(state["train"])
 
 
@@ -204,8 +200,20 @@ def training_batches(
     return EpochBatches(windows, batch_size, seed if order == "shuffled" else None)
 
 
-def refuse_another(text: Text, sha256: str) -> None:
-    """Raise ValueError unless the text is the one of that checksum."""
+def which_texts(text: Text, validation: Text | None) -> dict[str, str]:
+    """The checksums by which `refuse_other_texts` knows them again: a part of a task's state."""
+    found = {"sha256": text.sha256}
+    return found if validation is None else found | {"val_sha256": validation.sha256}
+
+
+def refuse_other_texts(state: dict[str, Any], text: Text, validation: Text | None) -> None:
+    """Raise ValueError unless the texts are those that the state was taken with."""
+    _refuse_another(text, state["sha256"])
+    if validation is not None:
+        _refuse_another(validation, state["val_sha256"])
+
+
+def _refuse_another(text: Text, sha256: str) -> None:
     if sha256 != text.sha256:
         raise ValueError(
             f"the text of {text.name!r} has changed since the run began (sha256 {sha256[:12]} "

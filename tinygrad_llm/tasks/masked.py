@@ -29,7 +29,7 @@ from tinygrad_llm.data.tables import counted
 from tinygrad_llm.data.texts import Side, Text
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.models.bert import BertForPreTraining
-from tinygrad_llm.tasks.causal import refuse_another
+from tinygrad_llm.tasks.causal import refuse_other_texts, which_texts
 from tinygrad_llm.tensor import Tensor
 
 
@@ -214,16 +214,12 @@ class MaskedTask:
 
     def state(self) -> dict[str, Any]:
         """The position in the training data, and which data it is."""
-        state: dict[str, Any] = {"train": self.stream.state(), "sha256": self.text.sha256}
-        if self.validation_text is not None:
-            state["val_sha256"] = self.validation_text.sha256
-        return state
+        position = {"train": self.stream.state()}
+        return position | which_texts(self.text, self.validation_text)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; ValueError when a text is no longer the same."""
-        refuse_another(self.text, state["sha256"])
-        if self.validation_text is not None:
-            refuse_another(self.validation_text, state["val_sha256"])
+        refuse_other_texts(state, self.text, self.validation_text)
         self.stream.load_state(state["train"])
 
 

@@ -41,9 +41,10 @@ from tinygrad_llm.tasks.causal import (
     Order,
     ValBy,
     check_sizes,
-    refuse_another,
+    refuse_other_texts,
     sides,
     training_batches,
+    which_texts,
 )
 from tinygrad_llm.tasks.pairs import PairBatch, pair_batch, pair_loss, pair_targets
 from tinygrad_llm.tensor import Tensor
@@ -132,17 +133,12 @@ class SpanTask:
 
     def state(self) -> dict[str, Any]:
         """The position in the training data and in the random spans, and which data it is."""
-        state: dict[str, Any] = {"train": self.train.state(), "sha256": self.text.sha256}
-        state["spans"] = self.stream.state()
-        if self.validation_text is not None:
-            state["val_sha256"] = self.validation_text.sha256
-        return state
+        position = {"train": self.train.state(), "spans": self.stream.state()}
+        return position | which_texts(self.text, self.validation_text)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; ValueError when a text is no longer the same."""
-        refuse_another(self.text, state["sha256"])
-        if self.validation_text is not None:
-            refuse_another(self.validation_text, state["val_sha256"])
+        refuse_other_texts(state, self.text, self.validation_text)
         self.train.load_state(state["train"])
         self.stream.load_state(state["spans"])
 

@@ -666,3 +666,21 @@ def differences(old: Any, new: Any, section: str = "") -> dict[str, tuple[Any, A
         elif a != b:
             found[f"{section}{f.name}"] = (a, b)
     return found
+
+
+def refuse_changes(old: Any, new: Any, folder: Path, changeable: tuple[str, ...]) -> None:
+    """ConfigError where `new` is another run than the one in `folder`, begun with `old`.
+
+    `changeable` are the beginnings of the keys that may have another value.
+    """
+    changed = [
+        f"{key} = {before}, which cannot become {after}"
+        for key, (before, after) in differences(old, new).items()
+        if not key.startswith(changeable)
+    ]
+    if changed:
+        more = f" ({len(changed) - 3} more differ)" if len(changed) > 3 else ""
+        raise ConfigError(
+            f"{folder} was started with {', with '.join(changed[:3])} on the way{more}: leave it "
+            "out, or start a new run"
+        )

@@ -153,7 +153,7 @@ def _resume(run: Run, config: FinetuneConfig, log: Log) -> Finetuning:
     else:
         with checkpoint.reading(folder):
             begun = load(run.saved_config(folder))
-    _refuse_changes(begun, config, run.folder)
+    configuration.refuse_changes(begun, config, run.folder, CHANGEABLE)
     device, why = choose_device(config.train.device)
     train, validation = read(config, log)
     log.say(f"device: {device} ({why})")
@@ -225,19 +225,6 @@ CHANGEABLE = (
     "train.processes",
     "train.device",
 )
-
-
-def _refuse_changes(old: FinetuneConfig, new: FinetuneConfig, folder: Path) -> None:
-    changed = [
-        f"{key} = {before}, which cannot become {after}"
-        for key, (before, after) in configuration.differences(old, new).items()
-        if key not in CHANGEABLE
-    ]
-    if changed:
-        raise ConfigError(
-            f"{folder} was started with {', with '.join(changed[:3])} on the way: leave it out, or "
-            "start a new run"
-        )
 
 
 def _lasting(config: FinetuneConfig) -> FinetuneConfig:

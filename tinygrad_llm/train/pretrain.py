@@ -88,7 +88,7 @@ def resume(run: Run, config: PretrainConfig, log: Log) -> Pretraining:
 
 def _resume(run: Run, config: PretrainConfig, log: Log) -> Pretraining:
     folder = run.checkpoint("latest")
-    refuse_changes(_begun_with(run, folder), config, run.folder)
+    configuration.refuse_changes(_begun_with(run, folder), config, run.folder, CHANGEABLE)
     device, why = choose_device(config.train.device)
     texts = _open_texts(config.data, log)
     log.say(f"device: {device} ({why})")
@@ -148,21 +148,6 @@ CHANGEABLE = (
     "train.cuda_graph",
     "sample.",
 )
-
-
-def refuse_changes(old: PretrainConfig, new: PretrainConfig, folder: Path) -> None:
-    """ConfigError where `new` is another run than the one in `folder`, begun with `old`."""
-    changed = [
-        f"{key} = {before}, which cannot become {after}"
-        for key, (before, after) in configuration.differences(old, new).items()
-        if not key.startswith(CHANGEABLE)
-    ]
-    if changed:
-        more = f" ({len(changed) - 3} more differ)" if len(changed) > 3 else ""
-        raise ConfigError(
-            f"{folder} was started with {', with '.join(changed[:3])} on the way{more}: leave it "
-            "out, or start a new run"
-        )
 
 
 def _open_texts(config: DataConfig, log: Log) -> Texts:

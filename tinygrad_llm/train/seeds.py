@@ -107,7 +107,7 @@ class SeedRuns:
         kept = _read(Path(folder) / FILE)
         runs = cls(Path(folder), config or kept.config, kept.seeds)
         runs.failures = kept.failures
-        pretrain.refuse_changes(kept.config, runs.config, runs.folder)
+        configuration.refuse_changes(kept.config, runs.config, runs.folder, pretrain.CHANGEABLE)
         runs._lock.take()
         return runs
 
