@@ -23,7 +23,7 @@ FLOORS = [
     {"models", "data", "peft"},
     {"metrics"},
     {"generate", "tasks"},
-    {"train", "explain"},
+    {"train", "finetune", "explain"},
     {"cli"},
     {"__main__"},
 ]

@@ -10,7 +10,7 @@ import pytest
 from tinygrad_llm.cli import finetune as command
 from tinygrad_llm.cli import main
 from tinygrad_llm.cli.errors import UsageError
-from tinygrad_llm.train import finetune_config
+from tinygrad_llm.finetune import config as finetune_config
 from tinygrad_llm.train.trainer import Trainer
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")

@@ -14,14 +14,14 @@ from tyro.conf import arg
 from tinygrad_llm.cli.arguments import parse, program
 from tinygrad_llm.cli.errors import UsageError, user_input
 from tinygrad_llm.cli.output import Json, Quiet, show_json
+from tinygrad_llm.finetune import config as finetune_config
+from tinygrad_llm.finetune.config import PRESETS, TASKS, FinetuneConfig, TaskName
 from tinygrad_llm.train import config as configuration
-from tinygrad_llm.train import finetune_config
-from tinygrad_llm.train.finetune_config import PRESETS, TASKS, FinetuneConfig, TaskName
 from tinygrad_llm.train.log import open_log, printable
 from tinygrad_llm.train.run import Run
 
 if TYPE_CHECKING:
-    from tinygrad_llm.train.finetune import Finetuning
+    from tinygrad_llm.finetune.run import Finetuning
 
 HELP = """\
 Fine-tune a model on labelled data, and score it: a label for a text (classify), for a pair of
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     with user_input():
         options = read_options(arguments)
 
-    from tinygrad_llm.train import finetune
+    from tinygrad_llm.finetune import run as finetune
     from tinygrad_llm.train.trainer import Diverged, Interrupted
 
     log = open_log(quiet=options.quiet, json=options.json)

@@ -17,7 +17,7 @@ from tinygrad_llm.cli.output import Quiet
 from tinygrad_llm.train.log import as_json, printable
 
 if TYPE_CHECKING:
-    from tinygrad_llm.train.predict import Predictor
+    from tinygrad_llm.finetune.predict import Predictor
 
 HELP = """\
 Label new texts with a fine-tuned model: JSONL, an object for each row of the data.
@@ -65,8 +65,8 @@ def run(arguments: Sequence[str]) -> int:
     """Write a line of JSON for each row of the data."""
     options = parse(Options, with_answers(arguments), "predict", HELP)
 
+    from tinygrad_llm.finetune.predict import Predictor
     from tinygrad_llm.train.machine import choose_device
-    from tinygrad_llm.train.predict import Predictor
 
     with user_input():
         device, _ = choose_device(options.device)
@@ -84,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _found(predictor: Predictor, options: Options) -> tuple[Iterator[dict[str, Any]], list[str]]:
-    from tinygrad_llm.train.predict import Columns
+    from tinygrad_llm.finetune.predict import Columns
 
     if options.data == "-":
         return predictor.of_lines(_standard_input())

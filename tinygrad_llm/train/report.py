@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tinygrad_llm.train import checkpoint, finetune_config
+from tinygrad_llm.finetune import config as finetune_config
+from tinygrad_llm.train import checkpoint
 from tinygrad_llm.train.config import PretrainConfig
 from tinygrad_llm.train.run import Record, Run
 from tinygrad_llm.train.stopping import Limits

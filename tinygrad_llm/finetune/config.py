@@ -218,6 +218,11 @@ class FinetuneConfig:
     model: FinetuneModel = field(default_factory=FinetuneModel)
     train: FinetuneTrain = field(default_factory=FinetuneTrain)
 
+    @property
+    def data_seed(self) -> int:
+        """Of the batches: another sequence than that of weights and dropout."""
+        return self.train.seed + 2**63
+
 
 # --- presets --------------------------------------------------------------------------------------
 

@@ -1,56 +1,25 @@
-"""Fine-tuning on labelled files: from columns of text to a model that labels, and its scores."""
+"""A run of fine-tuning: from labelled data to a model that labels, and its scores."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tinygrad_llm import backend
-from tinygrad_llm.data.labels import LabelSet
 from tinygrad_llm.data.tables import counted
 from tinygrad_llm.data.tokenizers import Tokenizer
-from tinygrad_llm.metrics.classification import majority, usual_tags
+from tinygrad_llm.finetune.config import BUILTIN, FinetuneConfig, dumps, load
+from tinygrad_llm.finetune.kind import Kind, Learnt
+from tinygrad_llm.finetune.kinds import KINDS
 from tinygrad_llm.metrics.plot import draw_report
-from tinygrad_llm.metrics.report import (
-    GeneratedReport,
-    LabelReport,
-    TagReport,
-    label_report,
-    tag_report,
-    write_metrics,
-)
-from tinygrad_llm.models.bert import BertConfig
-from tinygrad_llm.models.seq2seq import Seq2Seq
-from tinygrad_llm.models.tagger import Tagger
-from tinygrad_llm.optim import (
-    AdamW,
-    LRScheduler,
-    Optimizer,
-    Warmup,
-    decay_groups,
-    lr_groups,
-)
+from tinygrad_llm.metrics.report import LabelReport, Report, TagReport, write_metrics
+from tinygrad_llm.optim import AdamW, LRScheduler, Optimizer, Warmup, decay_groups, lr_groups
 from tinygrad_llm.optim.groups import matches
 from tinygrad_llm.optim.schedules import Cosine, Linear
-from tinygrad_llm.tasks.classify import (
-    TASK_FILE,
-    ClassifyTask,
-)
-from tinygrad_llm.tasks.tag import TagTask
 from tinygrad_llm.train import checkpoint
 from tinygrad_llm.train import config as configuration
 from tinygrad_llm.train.config import ConfigError, TrainConfig
-from tinygrad_llm.train.finetune_config import (
-    BUILTIN,
-    FinetuneConfig,
-    dumps,
-    load,
-)
-from tinygrad_llm.train.finetune_data import read
-from tinygrad_llm.train.finetune_models import Network, begin, open_folder
-from tinygrad_llm.train.finetune_translate import Translating
 from tinygrad_llm.train.log import Log
 from tinygrad_llm.train.machine import choose_device
 from tinygrad_llm.train.parallel import processes_for
@@ -64,53 +33,27 @@ class Finetuning:
     """A run that is ready to go: `trainer.fit()` trains, `report()` scores its best checkpoint."""
 
     trainer: Trainer
-    model: Network
-    task: ClassifyTask | TagTask | Translating
+    model: Any
+    task: Any
     run: Run
     config: FinetuneConfig
 
-    def report(self) -> tuple[LabelReport | TagReport | GeneratedReport, str | None]:
+    def report(self) -> tuple[Report, str | None]:
         """The scores of the best checkpoint on the validation data, beside those of baselines.
 
-        They are written to metrics.json and, but for translations, drawn into metrics.png in the
-        run folder; second is a sentence where no picture could be drawn.
+        They are written to metrics.json and drawn into metrics.png in the run folder; second is a
+        sentence where no picture could be drawn.
         """
         best = self.run.checkpoint("best") or self.run.checkpoint("latest")
         assert best is not None  # the run is over: its last step is saved
         device = next(iter(self.model.parameters())).device
-        model: Any = type(self.model).from_pretrained(best).to(device)
+        model = type(self.model).from_pretrained(best).to(device)
+        report = KINDS[self.config.task].report(self.task, model)
         about = {"task": self.config.task, "checkpoint": best.name}
-        if isinstance(self.task, Translating):
-            written = self.task.report(model)
-            write_metrics(self.run.folder / "metrics.json", written, **about)
-            return written, None
-        found = _tag_report(self.task, model) if isinstance(self.task, TagTask) else None
-        report = found or _label_report(self.task, model)
         write_metrics(self.run.folder / "metrics.json", report, **about)
+        if not isinstance(report, LabelReport | TagReport):
+            return report, None
         return report, draw_report(report, self.run.folder / "metrics.png")
-
-
-def _label_report(task: Any, model: Any) -> LabelReport:
-    return label_report(
-        task.held_out.labels,
-        task.predicted(model),
-        name=task.held_out.name.strip("'"),
-        usual=majority(task.train.labels),
-        notes=task.notes,
-    )
-
-
-def _tag_report(task: TagTask, model: Tagger) -> TagReport:
-    usual = majority([tag for tags in task.train_tags for tag in tags])
-    known = usual_tags(task.train.words, task.train_tags, task.held_out.words, otherwise=usual)
-    return tag_report(
-        task.val_tags,
-        task.scored(model)[1],
-        name=task.held_out.name.strip("'"),
-        usual=usual,
-        baselines={"the word's usual tag": known},
-        notes=task.notes,
-    )
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -125,11 +68,14 @@ def start(config: FinetuneConfig, folder: str | Path | None, log: Log) -> Finetu
     run = Run.new(folder)
     device, why = choose_device(config.train.device)
     config = _lasting(config)
-    train, validation = read(config, log)
+    kind = KINDS[config.task]
+    train, validation = kind.read(config, log)
     log.say(f"device: {device} ({why})")
     backend.manual_seed(config.train.seed)
-    tokenizer, model = begin(config, train, log)
-    return _ready(config, train, validation, tokenizer, model.to(device), run, log, None)
+    tokenizer, model = kind.begin(config, train, log)
+    config = _settled(config, kind, model)
+    task = kind.task(config, train, validation, tokenizer, model.to(device))
+    return _ready(config, task, model, run, log, None)
 
 
 def resume(run: Run, config: FinetuneConfig, log: Log) -> Finetuning:
@@ -155,31 +101,29 @@ def _resume(run: Run, config: FinetuneConfig, log: Log) -> Finetuning:
             begun = load(run.saved_config(folder))
     configuration.refuse_changes(begun, config, run.folder, CHANGEABLE)
     device, why = choose_device(config.train.device)
-    train, validation = read(config, log)
+    kind = KINDS[config.task]
+    train, validation = kind.read(config, log)
     log.say(f"device: {device} ({why})")
     backend.manual_seed(config.train.seed)
     if folder is None:
-        tokenizer, model = begin(config, train, log)
+        tokenizer, model = kind.begin(config, train, log)
     else:
-        try:
-            tokenizer, model = open_folder(folder)
-        except (ValueError, OSError) as error:
-            raise checkpoint.unusable(folder, error) from error
-    return _ready(config, train, validation, tokenizer, model.to(device), run, log, folder)
+        tokenizer, model = _open(kind, folder)
+    config = _settled(config, kind, model)
+    task = kind.task(config, train, validation, tokenizer, model.to(device))
+    return _ready(config, task, model, run, log, folder)
+
+
+def _open(kind: Kind, folder: Path) -> tuple[Tokenizer | None, Any]:
+    try:
+        return kind.open(folder)
+    except (ValueError, OSError) as error:
+        raise checkpoint.unusable(folder, error) from error
 
 
 def _ready(
-    config: FinetuneConfig,
-    train: Any,
-    validation: Any,
-    tokenizer: Tokenizer | None,
-    model: Any,
-    run: Run,
-    log: Log,
-    folder: Path | None,
+    config: FinetuneConfig, task: Learnt, model: Any, run: Run, log: Log, folder: Path | None
 ) -> Finetuning:
-    config = _settled(config, model)
-    task = _task(config, train, validation, tokenizer, model)
     for note in task.notes:
         log.say(f"note: {note}")
     _freeze(model, config.model.freeze)
@@ -189,7 +133,7 @@ def _ready(
     log.say(f"model: {total:,} parameters{frozen}")
     if slow := slow_on_cpu(config.train.dtype, next(iter(model.parameters())).device):
         log.say(slow)
-    config = _with_processes(config, learnt, task, log)
+    config = _with_processes(config, learnt, log)
     loop = config.train.loop(task.steps_per_epoch, config.model.max_length)
     config = replace(config, train=replace(config.train, steps=loop.steps))
     optimizer = _optimizer(config, model, loop)
@@ -244,37 +188,24 @@ def _lasting(config: FinetuneConfig) -> FinetuneConfig:
     return replace(config, data=data, model=model)
 
 
-def _settled(config: FinetuneConfig, model: Any) -> FinetuneConfig:
-    """With the numbers that depend on the model in place of 0.
-
-    BERT's authors fine-tune at 2e-5 to 5e-5 a width of 768; a narrower one stands and wants more,
-    about in inverse proportion. What begins at random learns at the rates of pretraining.
-    """
-    train, tag = config.train, config.task == "tag"
-    on_checkpoint = bool(config.model.checkpoint)
-    bert = model.config.bert if isinstance(model, Tagger) else model.config
-    if not train.batch_size:
-        size = (4 if on_checkpoint else 16) if tag else 32
-        train = replace(train, batch_size=size)
-    if not train.lr:
-        if on_checkpoint and isinstance(bert, BertConfig):
-            lr = (1e-4 if tag else 5e-5) * 768 / bert.hidden_size
-        elif isinstance(bert, BertConfig):
-            lr = 1e-3 * 128 / bert.hidden_size
-        elif isinstance(model, Seq2Seq):
-            lr = 2e-3 * 128 / model.config.d_model
-        else:
-            lr = 3e-3 if tag else 2e-3
-        train = replace(train, lr=float(f"{lr:.2g}"))
-    if not train.head_lr:
-        factor = 5.0 if tag and on_checkpoint else 1.0
-        train = replace(train, head_lr=train.lr * factor)
-    return replace(config, train=train)
+def _settled(config: FinetuneConfig, kind: Kind, model: Any) -> FinetuneConfig:
+    """With the numbers that depend on task and model in place of 0."""
+    train, usual = config.train, kind.defaults(config, model)
+    lr = train.lr or float(f"{usual.lr:.2g}")
+    # What is new learns faster than the checkpoint below it by the same factor at any rate.
+    faster = (usual.head_lr or usual.lr) / usual.lr
+    return replace(
+        config,
+        train=replace(
+            train,
+            batch_size=train.batch_size or usual.batch_size,
+            lr=lr,
+            head_lr=train.head_lr or float(f"{lr * faster:.6g}"),
+        ),
+    )
 
 
-def _with_processes(
-    config: FinetuneConfig, parameters: int, task: ClassifyTask | TagTask | Translating, log: Log
-) -> FinetuneConfig:
+def _with_processes(config: FinetuneConfig, parameters: int, log: Log) -> FinetuneConfig:
     """With the number of processes settled: another number is another order of the same sums."""
     train = config.train
     tokens = train.batch_size * config.model.max_length
@@ -288,66 +219,7 @@ def _with_processes(
     return replace(config, train=replace(train, processes=count))
 
 
-# --- what is learnt, and how ----------------------------------------------------------------------
-
-
-class _Tagging(TagTask):
-    """With task.json beside the checkpoint."""
-
-    about: dict[str, Any]
-
-    def save(self, folder: Path) -> None:
-        super().save(folder)
-        text = json.dumps(self.about, indent=2, ensure_ascii=False) + "\n"
-        (folder / TASK_FILE).write_text(text, encoding="utf-8")
-
-
-def _task(
-    config: FinetuneConfig, train: Any, validation: Any, tokenizer: Tokenizer | None, model: Any
-) -> ClassifyTask | TagTask | Translating:
-    data, options = config.data, config.model
-    seed = config.train.seed + 2**63  # another sequence than the one of weights and dropout
-    about = {
-        "task": config.task,
-        "text_column": data.text_column,
-        "second_column": data.second_column,
-    }
-    if config.task == "tag":
-        sizes = model.config
-        task = _Tagging(
-            sizes, train, validation, tokenizer, batch_size=config.train.batch_size, seed=seed
-        )
-        task.about = about | {"scheme": task.tag_scheme}
-        return task
-    assert tokenizer is not None
-    if config.task == "translate":
-        return Translating(
-            train,
-            validation,
-            tokenizer,
-            batch_size=config.train.batch_size,
-            max_length=options.max_length,
-            seed=seed,
-            about=about | {"max_length": options.max_length},
-        )
-    labels = LabelSet(model.config.labels.values())
-    weights = None
-    if config.train.class_weights == "balanced":
-        weights = labels.weights(train.labels)
-    return ClassifyTask(
-        train,
-        validation,
-        labels,
-        tokenizer,
-        max_length=options.max_length,
-        long=options.long,
-        batch_size=config.train.batch_size,
-        weights=weights,
-        metric=config.train.metric,
-        segments=getattr(model.config, "type_vocab_size", 1),
-        seed=seed,
-        about=about | {"max_length": options.max_length, "long": options.long},
-    )
+# --- what is learnt at which rate -----------------------------------------------------------------
 
 
 def _freeze(model: Any, patterns: str) -> None:

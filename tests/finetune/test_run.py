@@ -11,6 +11,11 @@ import pytest
 
 from tinygrad_llm import manual_seed
 from tinygrad_llm.data.tokenizers import Tokenizer
+from tinygrad_llm.finetune import config as finetune_config
+from tinygrad_llm.finetune import run as finetune
+from tinygrad_llm.finetune.config import TaskName
+from tinygrad_llm.finetune.kinds import KINDS
+from tinygrad_llm.finetune.predict import Columns, Predictor
 from tinygrad_llm.models.bert import (
     BertConfig,
     BertForMaskedLM,
@@ -18,12 +23,8 @@ from tinygrad_llm.models.bert import (
     BertModel,
 )
 from tinygrad_llm.models.gpt import GPT, GPTConfig
-from tinygrad_llm.train import finetune, finetune_config
 from tinygrad_llm.train.config import ConfigError, merge
-from tinygrad_llm.train.finetune_config import TaskName
-from tinygrad_llm.train.finetune_data import read
 from tinygrad_llm.train.log import PlainLog, QuietLog
-from tinygrad_llm.train.predict import Columns, Predictor
 from tinygrad_llm.train.run import Run
 from tinygrad_llm.train.trainer import Interrupted
 
@@ -92,6 +93,10 @@ def config_of(data=None, task: TaskName = "classify", **changes):
         section = next(name for name, home in homes.items() if hasattr(home, key))
         sections[section][key] = value
     return merge(begun, sections, where="the test")
+
+
+def read(config, log) -> Any:
+    return KINDS[config.task].read(config, log)
 
 
 def start(config, folder, log=None) -> Any:
