@@ -15,11 +15,7 @@ packed, and its time includes the packing.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from train_step import threads
+from worker import Worker, in_turns, serve
 
 LAYERS, HIDDEN, STEPS, BATCH = 2, 512, 64, 32
 PASSES = 2  # in a burst
@@ -138,68 +135,34 @@ IMPLEMENTATIONS: dict[str, Callable[[bool], Pass]] = {"gemm": gemm, "ours": ours
 
 
 def work(name: str, varied: bool, file: str) -> None:
-    """Leave one pass's results in `file`; then answer each line on standard input with a burst."""
+    """Leave one pass's results in `file`; then serve bursts: seconds per pass."""
     run = IMPLEMENTATIONS[name](varied)
     for _ in range(2):  # warm up: threads, memory
         run()
     np.savez(file, *run())
-    print(json.dumps("ready"), flush=True)
-    for _ in sys.stdin:
+
+    def burst() -> float:
         start = time.perf_counter()
         for _ in range(PASSES):
             run()
-        seconds = (time.perf_counter() - start) / PASSES
-        print(json.dumps(seconds), flush=True)
+        return (time.perf_counter() - start) / PASSES
 
-
-class Worker:
-    """A process that runs bursts when asked to."""
-
-    def __init__(self, name: str, varied: bool, file: Path) -> None:
-        keep = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-        arguments = ["--worker", name, "--file", str(file)] + ["--lengths"] * varied
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | keep,
-        )
-        self.name = name
-        self.answer()
-
-    def answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the process of {self.name} ended: see its message above")
-        return json.loads(line)
-
-    def burst(self) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def stop(self) -> None:
-        self.process.communicate()
+    serve(burst)
 
 
 def measure(names: list[str], varied: bool, bursts: int) -> dict[str, list[float]]:
     """All bursts of each implementation, taken in turns."""
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.npz" for name in names}
-        workers = [Worker(name, varied, file) for name, file in files.items()]
+        workers = [
+            Worker(
+                *(__file__, name, "--worker", name, "--file", str(file)), *["--lengths"] * varied
+            )
+            for name, file in files.items()
+        ]
         if "torch" in names:
             print(f"largest relative difference to torch: {difference(files):.1e}")
-    found: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(bursts):
-        for worker in workers:
-            time.sleep(0.3)  # threads of the one before spin for up to 0.2 s after their last work
-            found[worker.name].append(worker.burst())
-    for worker in workers:
-        worker.stop()
-    return found
+    return in_turns(workers, bursts)
 
 
 def difference(files: dict[str, Path]) -> float:

@@ -14,19 +14,17 @@ share of a step that floor is.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from worker import Worker, in_turns, serve
 
 # S a classroom model, M a small GPT, L GPT-2 124M.
 SIZES: dict[str, dict[str, int]] = {
@@ -268,18 +266,19 @@ def threads() -> int:
 
 
 def work(name: str, size: str) -> None:
-    """Answer each line on standard input with a burst: seconds per step, last loss, peak memory."""
+    """Serve bursts: seconds per step, last loss, peak memory."""
     step = IMPLEMENTATIONS[name](SIZES[size])
     for _ in range(2):  # warm up: threads, memory, compilation
         step()
-    print(json.dumps("ready"), flush=True)
-    loss = 0.0
-    for _ in sys.stdin:
-        start = time.perf_counter()
+
+    def burst() -> dict[str, float]:
+        loss, start = 0.0, time.perf_counter()
         for _ in range(STEPS[size]):
             loss = step()
         seconds = (time.perf_counter() - start) / STEPS[size]
-        print(json.dumps({"seconds": seconds, "loss": loss, "peak_mib": peak_mib()}), flush=True)
+        return {"seconds": seconds, "loss": loss, "peak_mib": peak_mib()}
+
+    serve(burst)
 
 
 def peak_mib() -> float:
@@ -291,49 +290,10 @@ def peak_mib() -> float:
     return peak / 1024
 
 
-class Worker:
-    """A process that runs bursts when asked to."""
-
-    def __init__(self, name: str, size: str) -> None:
-        keep = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, "--sizes", size],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | keep,
-        )
-        self.name = name
-        self.answer()
-
-    def answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the process of {self.name} ended: see its message above")
-        return json.loads(line)
-
-    def burst(self) -> dict[str, float]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def stop(self) -> None:
-        self.process.communicate()
-
-
 def measure(size: str, names: list[str], bursts: int) -> dict[str, list[dict[str, float]]]:
     """All bursts of each implementation, taken in turns."""
-    workers = [Worker(name, size) for name in names]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for _ in range(bursts):
-        for worker in workers:
-            time.sleep(0.3)  # threads of the one before spin for up to 0.2 s after their last work
-            found[worker.name].append(worker.burst())
-    for worker in workers:
-        worker.stop()
-    return found
+    workers = [Worker(__file__, name, "--worker", name, "--sizes", size) for name in names]
+    return in_turns(workers, bursts)
 
 
 def table(size: str, found: dict[str, list[dict[str, float]]]) -> str:

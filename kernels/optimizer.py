@@ -30,7 +30,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinygrad_llm.backend import Array, device_namespace, device_of, float32, float64, namespace
+from tinygrad_llm.backend import (
+    Array,
+    device_namespace,
+    device_of,
+    float32,
+    float64,
+    keep_table,
+    namespace,
+)
 from tinygrad_llm.kernels.compile import Specimen
 from tinygrad_llm.kernels.language import INTERPRETED, tl, triton
 from tinygrad_llm.kernels.launch import Pointer, cdiv, launch
@@ -232,13 +240,8 @@ def _table(columns: Sequence[Sequence[Array]], decays: Sequence[float], block: i
     aligned = all(n % 16 == 0 for n in (*sizes, *addresses))
     where, shares = _addresses(sizes, addresses, tuple(decays), device)
     table = _Table(where, blocks, shares, len(blocks), aligned)
-    if device != "cpu" and device_namespace(device).cuda.get_current_stream().is_capturing():
-        _captured.append(table)
+    keep_table(table)
     return table
-
-
-# A captured CUDA graph will read its tables for as long as it lives, which nobody tells us.
-_captured: list[_Table] = []
 
 
 @functools.lru_cache(16)

@@ -140,3 +140,23 @@ def test_a_large_file_is_read_in_pieces(folder: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 2e6
     finally:
         tracemalloc.stop()
+
+
+# --- whole or not at all --------------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    storage.write_file(file, lambda path: path.write_text("old"))
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        storage.write_file(file, fail)
+    assert file.read_text() == "old"
+    (tmp_path / "plain").touch()
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode  # as the umask has it
+    (tmp_path / "plain").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

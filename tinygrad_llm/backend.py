@@ -108,6 +108,29 @@ def rehearsal() -> Iterator[None]:
         _rehearsing = before
 
 
+_kept: list[Any] | None = None
+
+
+@contextlib.contextmanager
+def keeping_tables() -> Iterator[list[Any]]:
+    """Within: what kernels are given of a cache is also put into this list, and so lives with it.
+
+    A captured CUDA graph reads a table for as long as it lives, long after a cache has dropped it.
+    """
+    global _kept
+    before, _kept = _kept, []
+    try:
+        yield _kept
+    finally:
+        _kept = before
+
+
+def keep_table(table: Any) -> None:
+    """Called with what comes of a cache for a kernel; nothing happens outside `keeping_tables`."""
+    if _kept is not None:
+        _kept.append(table)
+
+
 def must_not_wait() -> bool:
     """True while a CUDA graph is captured or rehearsed: the GPU can be asked nothing."""
     return _rehearsing or is_capturing()

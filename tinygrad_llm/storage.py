@@ -1,6 +1,7 @@
-"""Tensors in files, and how to know that a folder of files is as it was saved.
+"""Tensors in files, files that are whole, and how to know that a folder is as it was saved.
 
     save_file, load_file        safetensors: names and shapes in a header before plain numbers
+    write_file, sync            a file that is there whole or not at all
     write_sums, check_sums      SHA256SUMS: the sha256 of each file in a folder
 
 No pickle: opening a file runs nobody's code.
@@ -12,6 +13,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,39 @@ def load_file(path: str | Path) -> dict[str, Tensor]:
 def _on_cpu(array: backend.Array) -> np.ndarray:
     # Not ascontiguousarray, which gives a scalar an axis.
     return np.asarray(backend.to_device(array, "cpu"), order="C")
+
+
+# --- whole or not at all --------------------------------------------------------------------------
+
+UNFINISHED = ".unfinished-"  # what a killed process may leave
+
+
+def write_file(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill(temporary)` write a file beside `path`; it takes its place whole or not at all.
+
+    Whenever the process or the power stops, `path` is the old file or the new one: what was written
+    is on the disk before it is renamed, and a rename is one step for everyone who looks. Raises
+    what `fill` raises, and OSError; `path` is then as it was.
+    """
+    temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(4)}-{path.name}")
+    try:
+        fill(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or folder: it is there after a power cut, too."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # --- checksums ------------------------------------------------------------------------------------

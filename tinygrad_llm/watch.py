@@ -11,7 +11,8 @@ import itertools
 import linecache
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from tinygrad_llm import backend
 if TYPE_CHECKING:
     from tinygrad_llm.autograd import Function
 
-RECORD, ANOMALY, DROP, COLLECT = 1, 2, 4, 8
+RECORD, ANOMALY, DROP, COLLECT, NOTE = 1, 2, 4, 8, 16
 
 # One clock for the whole engine: every recorded node and every write in place takes a tick. Later
 # nodes have later ticks, so descending ticks are a topological order; and an array is stale for a
@@ -37,6 +38,7 @@ class _Mode(threading.local):
 
     level: int = RECORD
     replay: Any = None  # the checkpointed call that is running, for DROP and COLLECT
+    noted: dict[int, weakref.ref[Any]] | None = None  # arrays that ops were given, for NOTE
 
 
 mode = _Mode()
@@ -48,12 +50,41 @@ def after_forward(node: Function, given: Sequence[Any], y: Any) -> None:
         _check_forward(node, given, y)
     if mode.level & (DROP | COLLECT) and node.parents and mode.replay is not None:
         mode.replay.note(node, dropping=bool(mode.level & DROP))
+    if mode.level & NOTE and mode.noted is not None:
+        _note(given, mode.noted)
 
 
 def after_backward(node: Function, g: Any, gradients: Sequence[Any]) -> None:
     """Called for every node of a backward pass while more than recording is on."""
     if mode.level & ANOMALY:
         _check_backward(node, g, gradients)
+
+
+# --- what ops read --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def noting_inputs() -> Iterator[Callable[[], list[Any]]]:
+    """Within: whose memory ops are given is noted; the call returned gives those still alive.
+
+    They are not kept alive by it: what an op is given most often dies with the next.
+    """
+    level, noted = mode.level, mode.noted
+    here: dict[int, weakref.ref[Any]] = {}
+    mode.level, mode.noted = level | NOTE, here
+    try:
+        yield lambda: [array for reference in here.values() if (array := reference()) is not None]
+    finally:
+        mode.level, mode.noted = level, noted
+
+
+def _note(given: Sequence[Any], noted: dict[int, weakref.ref[Any]]) -> None:
+    from tinygrad_llm.autograd import _owner
+
+    for array in given:
+        if backend.is_array(array):
+            owner = _owner(array)  # a view is gone after the step, what it is a view of is not
+            noted[id(owner)] = weakref.ref(owner)
 
 
 # --- anomaly mode ---------------------------------------------------------------------------------

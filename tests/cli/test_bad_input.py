@@ -302,9 +302,9 @@ def test_a_config_json_with_absurd_sizes(changes, words, refused):
 def test_a_config_json_with_missing_keys(refused):
     (LAST / "config.json").write_text("{}")
     (LAST / SUMS).unlink()
-    for command in (RESUME, EVALUATE):  # which know that it is a GPT
-        refused(command, "n_embd is 4 and 768")
-    refused(GENERATE, "model_type must be one of gpt2, bert")
+    refused(RESUME, "n_embd is 4 and 768")  # which knows that it is a GPT
+    for command in (GENERATE, EVALUATE):
+        refused(command, "model_type must be one of gpt2, bert")
 
 
 def test_weights_of_wrong_shapes(refused):

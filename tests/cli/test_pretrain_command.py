@@ -17,6 +17,7 @@ import pytest
 from tinygrad_llm.cli import main
 from tinygrad_llm.cli import pretrain as command
 from tinygrad_llm.train import pretrain as training
+from tinygrad_llm.train.gradient import Gradient
 from tinygrad_llm.train.trainer import Trainer
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -100,13 +101,18 @@ def test_seeds_that_cannot_be(text, capsys, arguments, words):
 
 
 def test_a_seed_that_diverges_does_not_stop_the_others(text, capsys, monkeypatch):
-    gradient = Trainer.gradient
+    gradient, step, now = Gradient.__call__, Trainer.train_step, [False]
 
-    def spoilt(self, batches):
-        loss = gradient(self, batches)
-        return float("nan") if self.config.seed == 2 and self.step == 12 else loss
+    def noting(self):
+        now[0] = self.config.seed == 2 and self.step == 12
+        return step(self)
 
-    monkeypatch.setattr(Trainer, "gradient", spoilt)
+    def spoilt(self, parts):
+        loss = gradient(self, parts)
+        return float("nan") if now[0] else loss
+
+    monkeypatch.setattr(Trainer, "train_step", noting)
+    monkeypatch.setattr(Gradient, "__call__", spoilt)
     assert main(pretrain("--seeds", "3", "--run", "runs")) == 1
     out, err = capsys.readouterr()
     assert re.search(r"^tinygrad-llm: seed 2: the loss is nan .* at step 13.*step-000010;", err)
@@ -114,7 +120,7 @@ def test_a_seed_that_diverges_does_not_stop_the_others(text, capsys, monkeypatch
     assert ", 2 seeds)" in out
     results = json.loads(Path("runs/seeds.json").read_text())["results"]
     assert [bool(result["failure"]) for result in results] == [False, True, False]
-    monkeypatch.setattr(Trainer, "gradient", gradient)
+    monkeypatch.setattr(Gradient, "__call__", gradient)
     assert main(["pretrain", "gpt", "--resume", "runs"]) == 0  # that seed goes on
     assert ", 3 seeds)" in capsys.readouterr().out
 
@@ -233,7 +239,7 @@ def test_too_little_memory_is_one_sentence(text, capsys, monkeypatch):
         np.empty(2**60, np.uint8)
 
     with monkeypatch.context() as small:
-        small.setattr(Trainer, "gradient", large)
+        small.setattr(Gradient, "__call__", large)
         assert main(pretrain("--run", "run")) == 2
     err = capsys.readouterr().err
     assert "not enough memory to go on after step 0 with batch_size 4 and context 16" in err
@@ -302,7 +308,7 @@ def tiny(architecture, *arguments):
 def records(run):
     """metrics.jsonl without what tells the time."""
     lines = map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())
-    timed = ("elapsed", "tokens_per_second", "mfu")
+    timed = ("elapsed", "tokens_per_second", "hidden_words_per_second", "mfu")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 

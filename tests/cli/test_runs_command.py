@@ -33,6 +33,8 @@ def run(trained, tmp_path, monkeypatch, capsys):
     """Runs the command in a folder with copies of both, and a damaged one."""
     shutil.copytree(trained / "runs", tmp_path / "runs", symlinks=True)
     monkeypatch.chdir(tmp_path)
+    rows = [f"{word} {i} times,{word}" for i in range(20) for word in ("good", "bad")]
+    Path("texts.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
 
     def run(*arguments, code=0):
         capsys.readouterr()
@@ -49,14 +51,17 @@ def damage():
     Path("runs/broken [red]/config.toml").write_text("[train]\nstpes = 3\n")
 
 
+_ROW = r" finished +6/6 +val loss \d\.\d{4} +\d +\d\.\d{4} +[\d,]+ tokens/s +\d+ s ago$"
+
+
 def test_the_table(run):
     out, err = run()
     head, *rows = out.splitlines()
     assert re.split(r" {2,}", head) == [
-        *("run", "state", "step", "best val loss", "at step", "loss", "tokens/s", "changed")
+        *("run", "state", "step", "best", "at step", "loss", "speed", "changed")
     ]
     assert {row.split()[0] for row in rows} == {"a", "b"}
-    assert all(re.search(r" finished +6/6 +\d\.\d{4} +\d +\d\.\d{4} +[\d,]+ +\d+ s ago$", row)
+    assert all(re.search(_ROW, row)
                for row in rows)  # fmt: skip
     assert len({len(row) for row in rows}) == 1
     assert err == ""
@@ -124,6 +129,24 @@ def test_side_by_side(run):
     assert "train.steps" not in cells
     assert (blank, last) == ("", "picture: compare.png")
     assert Path("compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fine_tuned_runs_side_by_side_show_their_own_settings_and_score(run):
+    for name, lr, epochs in (("c", "0.01", "1"), ("d", "0.001", "2")):
+        flags = ["--preset", "tiny", "--lr", lr, "--epochs", epochs, "--run", f"runs/{name}"]
+        assert main(["finetune", "classify", "--data", "texts.csv", *flags, "--quiet"]) == 0
+    out, err = run("compare", "runs/c", "runs/d")
+    assert err == ""
+    cells = {re.split(r" {2,}", row)[0]: re.split(r" {2,}", row)[1:] for row in out.splitlines()}
+    assert cells["train.lr"] == ["0.01", "0.001"]
+    assert cells["train.epochs"] == ["1", "2"]
+    assert all(re.fullmatch(r"val accuracy \d\.\d{4}", best) for best in cells["best"])
+    assert "task" not in cells
+    out, _ = run("compare", "runs/a", "runs/c")
+    assert re.search(r"^task +classify$", out, re.MULTILINE)
+    out, _ = run("--sort", "best")
+    assert [row.split()[0] for row in out.splitlines()[1:3]] == ["b", "a"]
+    assert re.search(r"^c .* val accuracy \d\.\d{4} .* [\d,]+ texts/s ", out, re.MULTILINE)
 
 
 def test_side_by_side_as_json(run):

@@ -52,23 +52,6 @@ def test_a_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(tmp_path
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "file"
-    cache.write(file, lambda path: path.write_text("old"))
-
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        cache.write(file, fail)
-    assert file.read_text() == "old"
-    (tmp_path / "plain").touch()
-    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode  # as the umask has it
-    (tmp_path / "plain").unlink()
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 @pytest.mark.skipif("sys.platform == 'win32'", reason="no such locks")
 def test_one_waits_for_the_other(tmp_path):
     heard, order = Heard(), []

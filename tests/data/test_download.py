@@ -12,6 +12,7 @@ import pytest
 from tinygrad_llm.data import cache, corpora, download, texts
 from tinygrad_llm.data.download import PUBLIC, Remote, fetch, find, place
 from tinygrad_llm.data.report import Silent
+from tinygrad_llm.storage import UNFINISHED
 
 BODY = ("To be, or not to be. 中文 🎉\n" * 20_000).encode()
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -153,10 +154,10 @@ def test_a_download_that_breaks_off_is_not_kept(server: Server):
 def test_what_a_killed_download_left_is_cleared_away(server: Server):
     remote = Remote(url(server), SHA)
     folder = cache.writable("downloads")
-    (folder / f"{cache.UNFINISHED}0123-{place(remote).name}").write_bytes(b"half")
-    (folder / f"{cache.UNFINISHED}0123-another").write_bytes(b"still at it")
+    (folder / f"{UNFINISHED}0123-{place(remote).name}").write_bytes(b"half")
+    (folder / f"{UNFINISHED}0123-another").write_bytes(b"still at it")
     fetch(remote)
-    assert kept() == [f"{cache.UNFINISHED}0123-another", place(remote).name]
+    assert kept() == [f"{UNFINISHED}0123-another", place(remote).name]
 
 
 def test_what_the_server_says_is_told(server: Server):

@@ -236,6 +236,19 @@ def test_sentences_that_share_a_row_are_scored_apart_and_context_not_at_all(head
 
 
 @pytest.mark.parametrize("head", ["crf", "softmax"])
+def test_a_loss_of_half_precision_is_float32(head):
+    net = tagger(head=head)
+    given = batch()
+    expected = net.loss(given).item()
+    for p in net.parameters():
+        p.data = p.data.astype(np.float16)
+    loss = net.loss(given)
+    assert loss.dtype == np.float32
+    assert loss.item() == pytest.approx(expected, rel=0.02)
+    loss.backward()
+
+
+@pytest.mark.parametrize("head", ["crf", "softmax"])
 def test_every_parameter_learns(head):
     net = tagger(head=head, encoder="bert", bert=BERT, dropout=0.0)
     net.train()

@@ -237,6 +237,19 @@ def test_half_precision_losses(smoothing, half):
     np.testing.assert_allclose(total, 0, atol=5e-3)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_mean_in_half_precision_is_there_where_its_sum_is_too_large(soft, half):
+    x = np.zeros((30_000, 20), half)
+    target = np.full(x.shape, 1 / 20, half) if soft else np.zeros(30_000, int)
+    mean = ops.cross_entropy(x, target)
+    assert mean.dtype == half
+    assert float(mean.item()) == pytest.approx(math.log(20), rel=0.02)
+    with np.errstate(over="ignore"):
+        total = ops.cross_entropy(x, target, reduction="sum")
+    assert total.dtype == half
+    assert np.isinf(float(total.item())) == (half == np.float16)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("soft", [False, True])
 def test_losses_of_half_precision_in_float32(reduction, soft, half, rng):

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,14 @@ from tinygrad_llm.optim import AdamW, LRScheduler
 from tinygrad_llm.optim.schedules import Cosine, Warmup
 from tinygrad_llm.tasks.masked import MaskedTask
 from tinygrad_llm.train.config import TrainConfig
+from tinygrad_llm.train.gradient import Gradient
 from tinygrad_llm.train.log import PlainLog
-from tinygrad_llm.train.parallel import cut
+from tinygrad_llm.train.overfit import one_batch
+from tinygrad_llm.train.parallel import cut, weighed
 from tinygrad_llm.train.run import Run
+from tinygrad_llm.train.task import Summed
 from tinygrad_llm.train.trainer import Trainer
+from tinygrad_llm.train.transfer import uploaded
 
 ANIMALS = ["cats", "dogs", "owls", "bees", "ants", "cows"]
 DOES = ["sleep", "run", "fly", "work", "dig", "eat"]
@@ -126,16 +131,64 @@ def test_another_text_to_validate_on(task):
         changed.load_state(state)
 
 
-def test_batches_can_be_shared_by_processes(task):
-    batch = task.next_batch()
-    pieces = cut([batch], 3, task.size, RandomStream(0))
-    assert sum(piece.weight for piece in pieces) == pytest.approx(1.0)
-    model = small().eval()
-    with no_grad():
-        whole = model.losses(*batch)
-        parts = [(piece, model.losses(*piece.batch)) for piece in pieces]
-    masked = sum(piece.weight * losses.masked_lm.item() for piece, losses in parts)
-    assert masked == pytest.approx(whole.masked_lm.item(), rel=1e-5)
+def gradient_of(task, parts):
+    """(L, every ∂L/∂θ) of the parts, added up."""
+    tg.manual_seed(0)
+    model = small()
+    loss = Gradient(model, task)(parts)
+    grads = [p.grad for p in model.parameters()]
+    return loss, [None if g is None else g.numpy() for g in grads]
+
+
+def test_the_pieces_of_a_batch_make_its_loss_and_its_gradient(task):
+    batches = [task.next_batch() for _ in range(2)]
+    # Pieces with many hidden words and with none: their pairs count all the same.
+    for batch in batches:
+        batch.labels[:3] = IGNORE_INDEX
+    together = task.next_batch()._make(
+        np.concatenate([_wide(a, 32), _wide(b, 32)]) for a, b in zip(*batches, strict=True)
+    )
+    whole, expected = gradient_of(task, weighed([together], task.size, task.sizes))
+    tg.manual_seed(0)
+    assert whole == pytest.approx(task.loss(small(), together).item(), rel=1e-6)
+    for pieces in (
+        weighed(batches, task.size, task.sizes),  # accumulated
+        cut([together], 3, task.size, RandomStream(0), task.sizes),  # by processes
+        cut(batches, 5, task.size, RandomStream(0), task.sizes),
+    ):
+        assert any(piece.weight == 0.0 for piece in pieces) == (len(pieces) > 3)
+        loss, found = gradient_of(task, pieces)
+        assert loss == pytest.approx(whole, rel=1e-6)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert (ours is None) == (theirs is None)
+            if ours is not None and theirs is not None:
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-7)
+
+
+def _wide(array, width):
+    """(B, T) padded on the right, as a longer batch would be."""
+    if array.ndim == 1 or array.shape[1] == width:
+        return array
+    fill = IGNORE_INDEX if (array == IGNORE_INDEX).any() else 0
+    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
+
+
+def test_the_losses_are_those_of_the_batch_on_a_gpu_too(task, fake_cupy):
+    batch, model = task.next_batch(), small()
+    expected = [loss.item() for loss in task.losses(model, batch)]
+    assert sum(expected) == pytest.approx(task.loss(model, batch).item(), rel=1e-6)
+    there = uploaded(MaskedTask(TEXT, WORDS, **SIZES, seed=1), "cuda")
+    assert isinstance(there, Summed)
+    sent = there.next_batch()
+    assert there.sizes(sent) == task.sizes(batch) == (task.size(batch), 8)
+    found = [loss.item() for loss in there.losses(model.to("cuda"), sent)]
+    assert found == pytest.approx(expected, rel=1e-5)
+    alone = one_batch(task)
+    assert isinstance(alone, Summed)
+    assert (alone.unit, there.unit) == ("hidden words", "hidden words")
+    assert alone.sizes(batch) == task.sizes(batch)
+    plain: Any = object()  # of one mean
+    assert not isinstance(uploaded(plain, "cuda"), Summed)
 
 
 def test_what_is_there_is_told():

@@ -2,6 +2,7 @@
 captures nothing is computed and nothing may wait, with the kernels in Triton's interpreter."""
 
 import dataclasses
+import gc
 import importlib.util
 import io
 import json
@@ -12,7 +13,7 @@ import pytest
 
 import tinygrad_llm as tg
 from tinygrad_llm import backend
-from tinygrad_llm.kernels import mode
+from tinygrad_llm.kernels import mode, optimizer
 from tinygrad_llm.ops.dropout import keep_mask
 from tinygrad_llm.train import config as configuration
 from tinygrad_llm.train import graph, pretrain
@@ -286,6 +287,37 @@ def test_the_graph_reads_nothing_that_was_freed(config, tmp_path, monkeypatch):
     monkeypatch.setattr(graph._Graph, "capture", losing)
     with pytest.raises(AssertionError, match="reads memory that was freed after its capture"):
         ready.trainer.fit()
+
+
+@pytest.mark.parametrize("also", ["tables of a kernel", "nothing else"])
+def test_what_a_model_has_cached_and_forgets_stays_for_the_graph(
+    config, tmp_path, monkeypatch, also
+):
+    """Rotary tables, which a longer text makes anew; and AdamW's, of which a few are cached."""
+    model = configuration.preset("tiny", "llama").model
+    model = dataclasses.replace(model, n_layer=1, n_head=1, n_embd=16)
+    config = dataclasses.replace(config, model=model)
+
+    def run(folder, **options):
+        ready = begin(config, folder, **options)
+        step = ready.trainer.train_step
+
+        def forgetting():
+            record = step()
+            if record["step"] == graph.REHEARSALS + 1:  # it was captured
+                ready.model.model.rotations.tables.clear()
+                if also != "nothing else":
+                    optimizer._blocks.cache_clear()
+                    optimizer._addresses.cache_clear()
+                gc.collect()
+            return record
+
+        ready.trainer.train_step = forgetting
+        with tg.use_kernels("triton"):
+            ready.trainer.fit()
+        return left_behind(folder)
+
+    assert run(tmp_path / "replayed", cuda_graph=True) == run(tmp_path / "launched")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,14 @@ def test_a_pipe_gets_plain_lines():
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", out.getvalue())
 
 
+def test_a_speed_is_told_in_what_the_task_counts():
+    out = io.StringIO()
+    log = PlainLog(out, seconds=0)
+    log.start(0, 2)
+    log.record({"step": 1, "loss": 2.0, "hidden_words_per_second": 1234.0})
+    assert out.getvalue().startswith("step 1/2 · loss 2.000 · 1,234 hidden words/s")
+
+
 def test_what_a_model_wrote_cannot_steer_the_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     for out in (io.StringIO(), Terminal()):

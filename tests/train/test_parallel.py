@@ -31,9 +31,11 @@ from tinygrad_llm.tasks.causal import CausalTask
 from tinygrad_llm.train import config as configuration
 from tinygrad_llm.train import parallel, pretrain
 from tinygrad_llm.train.config import TrainConfig
+from tinygrad_llm.train.gradient import Gradient
 from tinygrad_llm.train.log import PlainLog
 from tinygrad_llm.train.parallel import Lost, Part, Team, cut, owners, processes_for
 from tinygrad_llm.train.run import Run
+from tinygrad_llm.train.step import TeamStep
 from tinygrad_llm.train.stopping import Limits
 from tinygrad_llm.train.trainer import Diverged, Interrupted, OutOfMemory, Trainer
 
@@ -377,8 +379,8 @@ def test_each_part_drops_other_activations(config, tmp_path, monkeypatch):
     """Not every process the same ones; and the stream is beyond all of them after the step."""
     drawn = []
     monkeypatch.setattr(
-        pretrain.Trainer,
-        "_find_gradient",
+        TeamStep,
+        "__call__",
         lambda self, parts: drawn.append([part.random for part in parts]) or (1.0, 1.0),
     )
     monkeypatch.setattr(Team, "step", lambda self: None)
@@ -476,7 +478,7 @@ MOMENTS = [
     (5, Team, "_work_out", 6),
     (5, Team, "_add_up", 6),
     (5, Team, "_update", 6),
-    (6, Trainer, "loss", 13),  # two of the four batches, twice a validation, three times before
+    (6, Gradient, "loss", 13),  # two of the four batches, twice a validation, three times before
     (6, Team, "_own_state", 3),
 ]
 

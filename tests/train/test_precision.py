@@ -26,6 +26,7 @@ from tinygrad_llm.storage import Damaged
 from tinygrad_llm.train import config as configuration
 from tinygrad_llm.train import pretrain, utilisation
 from tinygrad_llm.train.config import ConfigError, PretrainConfig, TrainConfig
+from tinygrad_llm.train.gradient import Gradient
 from tinygrad_llm.train.log import PlainLog
 from tinygrad_llm.train.precision import HalfWeights, LossScaler
 from tinygrad_llm.train.readback import Late
@@ -330,7 +331,7 @@ def test_the_gradients_of_many_parts_add_up_in_float32(
     config = changed(config, dtype=dtype, accumulate=3, batch_size=2)
     with tg.use_kernels(kernels):
         trainer = begin(config, tmp_path / "run").trainer
-        parts = trainer._parts([trainer.task.next_batch() for _ in range(3)])
+        parts = trainer._make_step.parts([trainer.task.next_batch() for _ in range(3)])
         random, sums = backend.random.state(), [0.0] * len(list(trainer.model.parameters()))
         for part in parts:
             trainer.optimizer.zero_grad()
@@ -483,9 +484,9 @@ def test_a_scale_that_does_not_help_ends_the_run(
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses stay arrays, as on a GPU; with the kernels, so do norms."""
-    real = Trainer.gradient
+    real = Gradient.__call__
     monkeypatch.setattr(
-        Trainer, "gradient", lambda self, parts: np.asarray(real(self, parts), np.float32)
+        Gradient, "__call__", lambda self, parts: np.asarray(real(self, parts), np.float32)
     )
 
 

@@ -70,7 +70,11 @@ def what_counts(folder):
     state = json.loads((last / "trainer.json").read_text())
     del state["elapsed"]
     records = [
-        {k: v for k, v in r.items() if k not in ("elapsed", "tokens_per_second", "mfu")}
+        {
+            k: v
+            for k, v in r.items()
+            if k not in ("elapsed", "tokens_per_second", "hidden_words_per_second", "mfu")
+        }
         for r in run.metrics()
     ]
     files_of = ("model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json")

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tinygrad_llm.finetune.config import FinetuneConfig, dumps
 from tinygrad_llm.train import config as configuration
 from tinygrad_llm.train.config import PretrainConfig, TrainConfig
 from tinygrad_llm.train.report import ago, differing, find_runs, look
@@ -48,13 +49,44 @@ def test_the_numbers(tmp_path):
     assert (report.step, report.steps) == (5, 10)
     assert (report.best_val_loss, report.best_step) == (3.5, 4)
     assert report.loss == 5.5
-    assert report.tokens_per_second == 300.0
+    assert (report.speed, report.unit) == (300.0, "tokens")
+    assert (report.score, report.best) == ("val_loss", 3.5)
     assert report.changed == pytest.approx((tmp_path / "run/metrics.jsonl").stat().st_mtime)
     assert (report.state, report.why, report.curves) == ("stopped", "", [])
     curves = look(tmp_path / "run", curves=True).curves
     assert curves[0] == {"step": 0, "val_loss": 6.0}
     assert curves[3] == {"step": 3, "loss": 5.7, "val_loss": 4.0}
     json.dumps(report.as_dict())
+
+
+def finetuned(folder, source, f1, lr=0.0):
+    """A fine-tuning run, as far as a report looks at it."""
+    data = dataclasses.replace(FinetuneConfig().data, source=source)
+    train = dataclasses.replace(FinetuneConfig().train, steps=3, lr=lr)
+    run = Run.new(folder)
+    run.begin(dumps(FinetuneConfig(task="tag", data=data, train=train)))
+    for step, value in enumerate(f1):
+        speed = {"words_per_second": 500.0} if step else {}
+        run.append({"step": step, "val_loss": 1.0 + step, "val_f1": value, **speed})
+    run.close()
+    checkpoint(run, 1, best={"step": 1, "val_loss": 2.0, "val_f1": f1[1]})
+    return run.folder
+
+
+def test_a_fine_tuned_run_has_its_own_score_unit_and_configuration(tmp_path):
+    a = finetuned(tmp_path / "a", "a.conll", (0.1, 0.75, 0.5))
+    b = finetuned(tmp_path / "b", "b.conll", (0.1, 0.8, 0.5, 0.5), lr=0.5)
+    make(tmp_path / "text")
+    one, other, plain = map(look, (a, b, tmp_path / "text"))
+    assert (one.score, one.best, one.best_step) == ("val_f1", 0.75, 1)
+    assert (one.best_val_loss, one.speed, one.unit) == (1.0, 500.0, "words")
+    assert (one.state, one.steps, other.state) == ("stopped", 3, "finished")
+    assert differing([one, other]) == {
+        "data.source": ["a.conll", "b.conll"],
+        "train.lr": [0.0, 0.5],
+    }
+    assert differing([one, plain])["task"] == ["tag", None]
+    json.dumps(one.as_dict())
 
 
 def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):

@@ -29,7 +29,7 @@ from tinygrad_llm.train.config import (
     PretrainConfig,
 )
 from tinygrad_llm.train.log import Log, open_log
-from tinygrad_llm.train.run import Run, accuracies
+from tinygrad_llm.train.run import Run, accuracies, speed, speed_key
 
 if TYPE_CHECKING:
     from tinygrad_llm.train.pretrain import Pretraining
@@ -412,6 +412,8 @@ def _writes(config: PretrainConfig) -> bool:
 
 def _summary(ready: Pretraining) -> dict[str, Any]:
     """What came of a run; speeds are medians over its steps."""
+    from tinygrad_llm.train.task import unit_of
+
     records, end = ready.run.metrics(), ready.trainer.end
     found: dict[str, Any] = {
         "run": str(ready.run.folder),
@@ -421,7 +423,7 @@ def _summary(ready: Pretraining) -> dict[str, Any]:
         "best": ready.trainer.best,
     }
     found |= {k: v for k, v in records[-1].items() if k.startswith("val_")}
-    for key in ("tokens_per_second", "mfu"):
+    for key in (speed_key(unit_of(ready.trainer.task)), "mfu"):
         values = [record[key] for record in records if key in record]
         if values:
             found[key] = statistics.median(values)
@@ -431,7 +433,8 @@ def _summary(ready: Pretraining) -> dict[str, Any]:
 def _speed(summary: dict[str, Any]) -> str:
     """12,345 tokens/s, 34% of the measured peak (medians)"""
     share = f", {summary['mfu']:.0%} of the measured peak" if "mfu" in summary else ""
-    return f"{summary['tokens_per_second']:,.0f} tokens/s{share} (median over the steps)"
+    value, unit = speed(summary) or (0.0, "tokens")
+    return f"{value:,.0f} {unit}/s{share} (median over the steps)"
 
 
 def _in_one_line(ready: Pretraining) -> str:

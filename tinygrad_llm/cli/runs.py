@@ -52,7 +52,7 @@ class Options:
     folder: Annotated[Positional[str], arg(metavar="[FOLDER]", help_behavior_hint="")] = "runs"
     """Where to look, also some levels below; runs, if none is given."""
     sort: Literal["age", "name", "best"] = "age"
-    """age: what changed last comes first; name; best: the lowest validation loss first."""
+    """age: what changed last comes first; name; best: by the score of each, the better first."""
     quiet: Quiet = False
     json: Json = False
 
@@ -89,7 +89,7 @@ def _list(arguments: Sequence[str]) -> int:
     orders: dict[str, Callable[[RunReport], Any]] = {
         "age": lambda r: -(r.changed or 0.0),
         "name": lambda r: r.folder,
-        "best": lambda r: (r.best_val_loss is None, r.best_val_loss or 0.0),
+        "best": _by_score,
     }
     reports.sort(key=orders[options.sort])
     if options.json:
@@ -99,12 +99,19 @@ def _list(arguments: Sequence[str]) -> int:
         if not options.quiet:
             print(f"no runs in {options.folder}: tinygrad-llm pretrain gpt begins one")
         return 0
-    head = ["run", "state", "step", "best val loss", "at step", "loss", "tokens/s", "changed"]
+    head = ["run", "state", "step", "best", "at step", "loss", "speed", "changed"]
     show_table(head, [_row(r, _name(r, options.folder)) for r in reports], right=(2, 3, 4, 5, 6, 7))
     for r in reports:
         if r.why:
             print(f"{r.folder} is damaged: {r.why}", file=sys.stderr)
     return 0
+
+
+def _by_score(report: RunReport) -> Any:
+    """Those with one score side by side; a loss is the better the lower, others the higher."""
+    best = report.best or 0.0
+    lower = report.score.endswith("loss")
+    return report.best is None, report.score != "val_loss", report.score, best if lower else -best
 
 
 def _name(report: RunReport, top: str) -> str:
@@ -120,12 +127,17 @@ def _row(report: RunReport, name: str) -> list[str]:
         name,
         report.state,
         "" if report.steps is None else f"{report.step}/{report.steps}",
-        _number(report.best_val_loss, "{:.4f}"),
+        _best(report),
         _number(report.best_step, "{}"),
         _number(report.loss, "{:.4f}"),
-        _number(report.tokens_per_second, "{:,.0f}"),
+        _number(report.speed, f"{{:,.0f}} {report.unit}/s"),
         "" if report.changed is None else f"{ago(report.changed)} ago",
     ]
+
+
+def _best(report: RunReport) -> str:
+    """'val loss 3.4567', 'val f1 0.8123'"""
+    return _number(report.best, f"{report.score.replace('_', ' ')} {{:.4f}}")
 
 
 def _number(value: float | None, form: str) -> str:
@@ -165,9 +177,11 @@ def _compare(arguments: Sequence[str]) -> int:
             "state": [r.state for r in reports],
             "step": [f"{r.step}/{r.steps}" for r in reports],
             "best val loss": [_number(r.best_val_loss, "{:.4f}") for r in reports],
+            **({"best": list(map(_best, reports))} if any(map(_is_own, reports)) else {}),
             "at step": [_number(r.best_step, "{}") for r in reports],
         }
-        rows = [[key, *map(str, values)] for key, values in (scores | differing).items()]
+        different = {k: ["" if v is None else v for v in row] for k, row in differing.items()}
+        rows = [[key, *map(str, values)] for key, values in (scores | different).items()]
         columns = range(1, len(reports) + 1)
         show_table(["", *map(str, options.runs)], rows, right=tuple(columns))
     if why_not:
@@ -175,3 +189,8 @@ def _compare(arguments: Sequence[str]) -> int:
     elif not (options.json or options.quiet):
         print(f"\npicture: {out}")
     return 0
+
+
+def _is_own(report: RunReport) -> bool:
+    """Whether it has a score of its own beside the loss."""
+    return report.score != "val_loss"

@@ -15,17 +15,15 @@ import contextlib
 import errno
 import importlib
 import os
-import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tinygrad_llm.data.report import SILENT, Report
 
 VARIABLE = "TINYGRAD_LLM_CACHE"
-UNFINISHED = ".unfinished-"  # what a killed process may leave
 
 
 def folder() -> Path:
@@ -57,29 +55,6 @@ def writable(name: str, report: Report = SILENT) -> Path:
         )
         return place
     return wanted
-
-
-def write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill(temporary)` write a file beside `path`; it takes its place whole or not at all."""
-    temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(4)}-{path.name}")
-    try:
-        fill(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """fsync of a file or folder: it is there after a power cut, too."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folder
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

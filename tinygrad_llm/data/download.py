@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from tinygrad_llm.data import cache
 from tinygrad_llm.data.report import SILENT, Report
+from tinygrad_llm.storage import UNFINISHED, write_file
 
 TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 18
@@ -76,10 +77,10 @@ def fetch(remote: Remote, report: Report = SILENT) -> Path:
     lock = path.with_name(f".{path.name}.lock")
     with cache.alone(lock, report, f"downloading {remote.url}") as is_alone:
         if not path.is_file():
-            for left in path.parent.glob(f"{cache.UNFINISHED}*-{path.name}") if is_alone else ():
+            for left in path.parent.glob(f"{UNFINISHED}*-{path.name}") if is_alone else ():
                 left.unlink()  # of a process that was killed
             with _reaching(remote):
-                cache.write(path, lambda temporary: _download(remote, temporary, report))
+                write_file(path, lambda temporary: _download(remote, temporary, report))
             report.say(f"downloaded {remote.url} to {path}, sha256 {_sha256(path)}")
     return path
 

@@ -20,6 +20,7 @@ from tinygrad_llm.data import END_OF_TEXT, cache, corpora, files
 from tinygrad_llm.data.corpora import Corpus
 from tinygrad_llm.data.files import Part
 from tinygrad_llm.data.report import SILENT, Report
+from tinygrad_llm.storage import write_file
 
 IN_MEMORY = 8 << 20  # bytes of files
 SAMPLE = 32 << 20  # characters that a tokenizer is trained on
@@ -237,6 +238,6 @@ def _remember(
     note = _note(source, stamp)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        cache.write(note, lambda path: path.write_text(json.dumps(known), encoding="utf-8"))
+        write_file(note, lambda path: path.write_text(json.dumps(known), encoding="utf-8"))
     except OSError:
         pass  # the next run reads the text once more: that is all

@@ -30,6 +30,7 @@ from tinygrad_llm.data.report import SILENT, Report
 from tinygrad_llm.data.texts import Text
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.data.tokens import Encoder, Tokens, groups, in_memory
+from tinygrad_llm.storage import sync, write_file
 
 FORMAT = 1
 IDS, ENDS, INDEX, JOURNAL = "ids", "ends", "index.json", "journal.jsonl"
@@ -218,7 +219,7 @@ def build(folder: Path, text: Text, tokenizer: Tokenizer, report: Report = SILEN
     }
     with _writing(folder, text):
         content = json.dumps({**index, "sha256": _digest(index)}, indent=1)
-        cache.write(folder / INDEX, lambda path: path.write_text(content, encoding="utf-8"))
+        write_file(folder / INDEX, lambda path: path.write_text(content, encoding="utf-8"))
 
 
 class _Writer:
@@ -288,7 +289,7 @@ def _left_over(folder: Path, dtype: np.dtype[Any]) -> list[Block]:
     os.truncate(folder / IDS, tokens * dtype.itemsize)
     os.truncate(folder / ENDS, documents * 8)
     lines = "".join(f"{json.dumps(block)}\n" for block in blocks)
-    cache.write(folder / JOURNAL, lambda path: path.write_text(lines, encoding="utf-8"))
+    write_file(folder / JOURNAL, lambda path: path.write_text(lines, encoding="utf-8"))
     return blocks
 
 
@@ -309,14 +310,14 @@ def _told(journal: Path) -> list[Block]:
 
 
 def _finish(building: Path, folder: Path) -> None:
-    cache.sync(building)
+    sync(building)
     try:
         os.replace(building, folder)
     except OSError:
         if not (folder / INDEX).exists():
             raise
         shutil.rmtree(building)  # without locks: another process was faster, with the same bytes
-    cache.sync(folder.parent)
+    sync(folder.parent)
     (folder / JOURNAL).unlink(missing_ok=True)  # last: before the renaming a kill needs it
 
 

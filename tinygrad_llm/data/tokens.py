@@ -49,6 +49,14 @@ class Tokens:
         """The ends of the documents first … stop − 1, counted from the first id here: int64."""
         return np.clip(np.asarray(self.ends[first:stop], np.int64) - self.start, 0, len(self.ids))
 
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """(first, stop) of each document, from the mark before it to the one behind it."""
+        first = 0
+        for number in range(len(self.ends)):
+            end = int(self.ends_of(number, number + 1)[0])
+            yield first, end + 1 if self.marked else end
+            first = end
+
 
 def in_memory(text: Text, tokenizer: Tokenizer) -> Tokens:
     """The tokens of a text as arrays: the ids are those of `tokenizer.encode` of the whole."""

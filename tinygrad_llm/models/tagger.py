@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from tinygrad_llm import backend, ops
-from tinygrad_llm.backend import Array, namespace
+from tinygrad_llm.backend import Array, float32, namespace, promote
 from tinygrad_llm.data.labels import SCHEMES, Scheme
 from tinygrad_llm.models import checks
 from tinygrad_llm.models.bert import BertConfig, BertModel
@@ -302,13 +302,14 @@ class Tagger(PretrainedModel):
         labels (N, V); sentences (N, V) numbers the sentences of a row, −1 for words that do not
         count. p is the CRF's or, without one, the product over the words.
         """
+        wide = promote(emissions.dtype, float32)  # in half precision a sum over words loses digits
         if self.crf is None:
             labels = namespace(batch["labels"]).where(
                 batch["sentences"] >= 0, batch["labels"], IGNORE_INDEX
             )
-            return ops.cross_entropy(emissions, labels, ignore_index=IGNORE_INDEX)
+            return ops.cross_entropy(emissions, labels, ignore_index=IGNORE_INDEX, dtype=wide)
         found = _sentences(_host(batch["sentences"]))
-        flat = emissions.reshape(-1, emissions.shape[2])
+        flat = emissions.astype(wide).reshape(-1, emissions.shape[2])
         places = Tensor(found.places).to(emissions.device).data
         labels = _host(batch["labels"]).reshape(-1)[found.places]
         total = self.crf(_rows_at(flat, places), labels, lengths=found.lengths, reduction="sum")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Function
-from tinygrad_llm.backend import Array, as_dtype, is_float, namespace, over_rows
+from tinygrad_llm.backend import Array, as_dtype, float32, is_float, namespace, over_rows, promote
 from tinygrad_llm.ops import bounds
 from tinygrad_llm.ops.activations import softplus
 from tinygrad_llm.ops.convert import as_array, as_float, as_tensor, narrowed, widened
@@ -289,7 +289,8 @@ def cross_entropy(
             The mean over no counted example is 0.
         label_smoothing: ε in [0, 1): the target becomes (1 − ε) q + ε/C.
         dtype: of the losses, by default that of the logits. Inside all is float32 at least; with
-            logits in half precision a loss in float32 keeps its digits, and room for its scale.
+            logits in half precision a loss in float32 keeps its digits, and room for its scale. A
+            mean and a sum are rounded once, at the end, so that only a sum can be too large.
 
     Raises:
         ValueError: shapes that do not fit, or a class out of range (the first one is named).
@@ -312,19 +313,21 @@ def cross_entropy(
             f"{labels.shape}"
         )
     safe, counted = counted_targets(labels.data.reshape(-1), classes, ignore_index)
+    wanted = logits.dtype if dtype is None else as_dtype(dtype)
     losses = CrossEntropy.apply(
         logits.reshape((safe.size, classes)),
         target=safe,
         counted=counted,
         class_weight=class_weight,
         smoothing=label_smoothing,
-        dtype=logits.dtype if dtype is None else as_dtype(dtype),
+        dtype=wanted if reduction == "none" else promote(wanted, float32),
     )
     if reduction == "none":
         return losses.reshape(labels.shape)
-    if reduction == "sum":
-        return losses.sum()
-    return losses.sum() * mean_share(safe, counted, class_weight, losses.dtype)
+    y = losses.sum()
+    if reduction == "mean":
+        y = y * mean_share(safe, counted, class_weight, losses.dtype)
+    return y if y.dtype == wanted else y.astype(wanted)
 
 
 def class_weights(weight: Any, classes: int, x: Tensor) -> Array | None:
@@ -378,7 +381,9 @@ def _soft_cross_entropy(
     losses = -(target * log_softmax(logits)).sum(axis=-1)
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else losses.sum() * (1.0 / max(losses.size, 1))
+    wide = losses.astype(promote(losses.dtype, float32))
+    y = wide.sum() if reduction == "sum" else wide.sum() * (1.0 / max(losses.size, 1))
+    return y if y.dtype == losses.dtype else y.astype(losses.dtype)
 
 
 # --- binary cross-entropy -------------------------------------------------------------------------

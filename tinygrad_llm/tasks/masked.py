@@ -67,6 +67,7 @@ class MaskedTask:
     """
 
     score = "val_loss"
+    unit = "hidden words"
 
     def __init__(
         self,
@@ -134,9 +135,18 @@ class MaskedTask:
         """Both losses added, in nats: a scalar Tensor."""
         return model.loss(*_on_device(model, batch))
 
+    def losses(self, model: BertForPreTraining, batch: MaskedBatch) -> list[Tensor]:
+        """(nats per hidden word, nats per pair), scalars."""
+        found = model.losses(*_on_device(model, batch))
+        return [found.masked_lm, found.next_sentence]
+
     def size(self, batch: MaskedBatch) -> int:
         """How many words of the batch are asked for."""
         return int((batch.labels != IGNORE_INDEX).sum())
+
+    def sizes(self, batch: MaskedBatch) -> tuple[int, int]:
+        """(hidden words, pairs): what the two losses are means of."""
+        return self.size(batch), len(batch.next_sentence_label)
 
     # --- how good is it? --------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -13,13 +13,12 @@ from tinygrad_llm.data.report import SILENT, Report
 from tinygrad_llm.data.token_files import tokens_of
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.data.tokens import Tokens
+from tinygrad_llm.finetune import config as finetune_config
 from tinygrad_llm.models.auto import class_of
 from tinygrad_llm.models.encoder_decoder import EncoderDecoder
 from tinygrad_llm.models.gpt import GPT
 from tinygrad_llm.tasks.causal import sides
 from tinygrad_llm.tasks.evaluate import Reading, Score, evaluate_ids, evaluate_text
-from tinygrad_llm.train import config as configuration
-from tinygrad_llm.train.architectures import ARCHITECTURES
 from tinygrad_llm.train.config import DataConfig, PretrainConfig
 from tinygrad_llm.train.machine import choose_device
 from tinygrad_llm.train.run import find_checkpoint
@@ -35,6 +34,7 @@ class Subject:
     model: GPT  # or a Llama or an LSTM, which answer to the same
     tokenizer: Tokenizer
     config: PretrainConfig | None
+    finetuned: bool = False  # by a run of `finetune`, which holds out in another way
 
 
 def load(path: str | Path, device: str = "auto") -> Subject:
@@ -44,23 +44,26 @@ def load(path: str | Path, device: str = "auto") -> Subject:
     """
     folder = find_checkpoint(path)
     chosen, _ = choose_device(device)
-    config = _config_of(folder)
-    kind = ARCHITECTURES[config.model.architecture].model if config else class_of(folder)
+    kind = class_of(folder)
     if not hasattr(kind, "next_logits") or issubclass(kind, EncoderDecoder):
         raise ValueError(
             f"{folder} holds a {kind.__name__}, which does not predict each token of a text from "
             "those before it: its accuracies and losses are in its run's metrics.jsonl"
         )
     model = kind.from_pretrained(folder).to(chosen)
-    return Subject(folder, model, Tokenizer.from_file(folder), config)
+    tokenizer, run = Tokenizer.from_file(folder), _run_of(folder)
+    if run is None:
+        return Subject(folder, model, tokenizer, None)
+    finetuned = finetune_config.is_finetuning(run)
+    return Subject(folder, model, tokenizer, finetune_config.of_any_run(run), finetuned)
 
 
-def _config_of(checkpoint: Path) -> PretrainConfig | None:
+def _run_of(checkpoint: Path) -> Path | None:
     """The config.toml of the run: RUN/checkpoints/step-N, or its ema/, lies in one."""
     for folder in list(checkpoint.resolve().parents)[:3]:
         file = folder / "config.toml"
         if file.is_file() and (folder / "checkpoints").is_dir():
-            return configuration.load(file)
+            return file
     return None
 
 
@@ -98,17 +101,8 @@ def evaluate(subject: Subject, text: Text, reading: Reading, report: Report = SI
 
     if isinstance(text, Documents):
         return evaluate_text(subject.model, subject.tokenizer, text.parts, reading, watch)
-    spans = _spans(text) if reading.apart else None
+    spans = text.spans() if reading.apart else None
     return evaluate_ids(subject.model, subject.tokenizer, text.ids, reading, spans, watch)
-
-
-def _spans(tokens: Tokens) -> Iterator[tuple[int, int]]:
-    """Each document, from the mark before it to the one behind it."""
-    first = 0
-    for number in range(len(tokens.ends)):
-        end = int(tokens.ends_of(number, number + 1)[0])
-        yield first, end + 1 if tokens.marked else end
-        first = end
 
 
 def own_text(subject: Subject, part: Split) -> str:
@@ -120,6 +114,11 @@ def own_text(subject: Subject, part: Split) -> str:
 def _config(subject: Subject, what: str, advice: str) -> PretrainConfig:
     if subject.config is None:
         raise ValueError(f"{subject.folder} lies in no run, which would say {what}: {advice}")
+    if subject.finetuned:
+        raise ValueError(
+            f"{subject.folder} was fine-tuned, and metrics.json of its run has its score on the "
+            f"text that it was validated with: {advice}"
+        )
     return subject.config
 
 

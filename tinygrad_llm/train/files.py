@@ -12,26 +12,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tinygrad_llm.data.cache import sync
-
-_TEMPORARY = ".unfinished-"  # what a killed process may leave; cleaned up by the next one
+from tinygrad_llm.storage import UNFINISHED, sync, write_file
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` at once: a reader sees the old content or the new, never a part."""
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_file(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill(temporary)` write a file beside `path`, then put it in the place of `path`."""
-    temporary = _beside(path)
-    try:
-        fill(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
@@ -66,7 +52,7 @@ def remove_folder(path: Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Delete what a write that did not come to its end left in `folder`."""
-    for left in folder.glob(f"{_TEMPORARY}*"):
+    for left in folder.glob(f"{UNFINISHED}*"):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -75,7 +61,7 @@ def remove_unfinished(folder: Path) -> None:
 
 def is_unfinished(path: Path) -> bool:
     """Whether this is something that a write which did not come to its end left behind."""
-    return path.name.startswith(_TEMPORARY)
+    return path.name.startswith(UNFINISHED)
 
 
 def point(link: Path, target: str) -> None:
@@ -107,4 +93,4 @@ def pointed(link: Path) -> Path | None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{_TEMPORARY}{path.name}")
+    return path.with_name(f"{UNFINISHED}{path.name}")

@@ -13,7 +13,8 @@ draws from. The losses and weights are those of the same kernels launched one by
 While a graph is captured the host can learn nothing from the GPU, and CuPy refuses cuBLAS: so the
 products are Triton's (`use_kernels("triton")`), from the first step on, and what would wait, such
 as a sort, has a way around it (`backend.must_not_wait`). Arrays of the graph come from a memory
-pool of its own, which nobody else may take from as long as the graph is there.
+pool of its own, which nobody else may take from as long as the graph is there; what it reads
+besides, such as weights and tables that a model has cached, it keeps from being freed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_llm import backend
+from tinygrad_llm import backend, watch
 from tinygrad_llm.autograd import mark_written
 from tinygrad_llm.backend import Array, RandomStream
 from tinygrad_llm.dispatch import use_kernels
@@ -118,7 +119,7 @@ class GraphedStep:
 def _kind(parts: Sequence[Part]) -> tuple[Any, ...]:
     """What a graph is of: shapes, dtypes and weights."""
     arrays = [[(a.shape, a.dtype) for a in part.batch.uploaded.arrays] for part in parts]
-    return (*map(tuple, arrays), *[part.weight for part in parts])
+    return (*map(tuple, arrays), *[(part.weight, *part.weights) for part in parts])
 
 
 # --- the graph of one shape -----------------------------------------------------------------------
@@ -131,6 +132,7 @@ class _Recorded(NamedTuple):
     results: tuple[Array, Array]
     pool: Any
     draws: int  # counters of the random stream that a step uses
+    read: list[Any]  # what it reads of memory that is not the pool's: nobody may free that
 
 
 class _Graph:
@@ -143,7 +145,7 @@ class _Graph:
             [self.cupy.empty_like(a) for a in part.batch.uploaded.arrays] for part in parts
         ]
         self.parts = [
-            Part(_Static(part.batch.host, arrays), part.weight, None)
+            Part(_Static(part.batch.host, arrays), part.weight, None, part.weights)
             for part, arrays in zip(parts, self.inputs, strict=True)
         ]
         self.limits: list[bounds.Bounds] = []  # what the integers of the inputs are held to
@@ -183,7 +185,13 @@ class _Graph:
         gc.collect()
         gc.disable()
         try:
-            with self.cupy.cuda.using_allocator(pool.malloc), stream, self._on_memory(write=False):
+            with (
+                self.cupy.cuda.using_allocator(pool.malloc),
+                stream,
+                self._on_memory(write=False),
+                watch.noting_inputs() as noted,
+                backend.keeping_tables() as tables,
+            ):
                 stream.begin_capture()
                 try:
                     results = compute(self.parts)
@@ -200,7 +208,10 @@ class _Graph:
                 gc.enable()
             for p, step in steps.items():  # no step was made
                 self.optimizer.state[p]["step"] = step
-        self.recorded, self.places = _Recorded(graph, results, pool, draws), self._places()
+        # What outlives the step came from elsewhere: weights, but also what a model has cached,
+        # such as rotary tables, and may forget while the graph goes on reading it.
+        self.recorded = _Recorded(graph, results, pool, draws, [*noted(), *tables])
+        self.places = self._places()
         pools.append(pool)
 
     def replay(self) -> tuple[Array, Array]:

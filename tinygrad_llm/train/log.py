@@ -18,7 +18,7 @@ from json import dumps
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from tinygrad_llm.train.memory import readable
-from tinygrad_llm.train.run import Record, accuracies
+from tinygrad_llm.train.run import Record, accuracies, speed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,7 +140,7 @@ class PlainLog:
 
 
 class LiveLog:
-    """One bar that moves, with loss, tokens/s and time left; a line above it per validation."""
+    """One bar that moves, with loss, speed and time left; a line above it per validation."""
 
     def __init__(self, out: TextIO) -> None:
         from rich.console import Console
@@ -190,7 +190,7 @@ class _Progress:
         self.loss: float | None = None  # smoothed: one batch says little
         self.val_loss: float | None = None
         self.val_loss_ema: float | None = None
-        self.speed = 0.0
+        self.speed, self.unit = 0.0, ""
         self.mfu: float | None = None
         self.memory = 0  # bytes at the peak so far, on a GPU
         self.began = time.monotonic()
@@ -201,7 +201,8 @@ class _Progress:
         self.val_loss_ema = record.get("val_loss_ema", self.val_loss_ema)
         if "loss" in record:
             self.loss = _blend(self.loss, record["loss"])
-            self.speed = _blend(self.speed or None, record["tokens_per_second"])
+            if found := speed(record):
+                self.speed, self.unit = _blend(self.speed or None, found[0]), found[1]
             if "mfu" in record:
                 self.mfu = _blend(self.mfu, record["mfu"])
             self.memory = record.get("memory", 0)
@@ -216,7 +217,7 @@ class _Progress:
         if self.val_loss_ema is not None and with_validation:
             parts.append(f"averaged {self.val_loss_ema:.3f}")
         if self.speed:
-            parts.append(f"{self.speed:,.0f} tokens/s")
+            parts.append(f"{self.speed:,.0f} {self.unit}/s")
         if self.mfu is not None:
             parts.append(f"MFU {self.mfu:.0%}")
         if self.memory:

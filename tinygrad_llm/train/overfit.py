@@ -6,13 +6,17 @@ mask that lets nothing through, labels that are off by one. One without goes to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinygrad_llm.tensor import Tensor
+from tinygrad_llm.train.task import Summed, Task, unit_of
 
-if TYPE_CHECKING:
-    from tinygrad_llm.train.trainer import Task
+
+def one_batch(task: Task) -> OneBatch:
+    """The task with its first batch only."""
+    return (OneSum if isinstance(task, Summed) else OneBatch)(task)
 
 
 class OneBatch:
@@ -20,7 +24,7 @@ class OneBatch:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.batch = task.next_batch()
+        self.batch, self.unit = task.next_batch(), unit_of(task)
 
     def next_batch(self) -> Any:
         """The one batch."""
@@ -49,3 +53,19 @@ class OneBatch:
     def load_state(self, state: dict[str, Any]) -> None:
         """Check that it is the same data, whose first batch is then the same."""
         self.task.load_state(state)
+
+
+class OneSum(OneBatch):
+    """A `OneBatch` of a task whose loss is a sum of means."""
+
+    def __init__(self, task: Any) -> None:
+        super().__init__(task)
+        self._of: Summed = task
+
+    def losses(self, model: Any, batch: Any) -> Sequence[Tensor]:
+        """The task's."""
+        return self._of.losses(model, batch)
+
+    def sizes(self, batch: Any) -> Sequence[int]:
+        """The task's."""
+        return self._of.sizes(batch)

@@ -45,6 +45,7 @@ class Part(NamedTuple):
     batch: Any
     weight: float  # nᵢ / n
     random: dict[str, int] | None = None  # where its random numbers begin; None: go on
+    weights: tuple[float, ...] = ()  # of each mean, where the loss is a sum of several: `Summed`
 
 
 class Lost(RuntimeError):
@@ -286,22 +287,38 @@ _STREAM = 1 << 36  # random words set aside for a part: more than it can ever dr
 
 
 def cut(
-    batches: Sequence[Any], count: int, size: Callable[[Any], int], stream: backend.RandomStream
+    batches: Sequence[Any],
+    count: int,
+    size: Callable[[Any], int],
+    stream: backend.RandomStream,
+    sizes: Callable[[Any], Sequence[int]] | None = None,
 ) -> list[Part]:
     """The parts of a step: each batch in `count` pieces along its first axis.
 
     A batch is an array, or a tuple, list or dict of arrays, with a row per example. Parts without
     targets are left out: a batch may have fewer rows than `count`. The stream steps over what is
-    set aside for the parts.
+    set aside for the parts. `size` and `sizes` are those of a task.
     """
     pieces = [piece for batch in batches for piece in _split(batch, count)]
-    sizes = [size(piece) for piece in pieces]
-    total = sum(sizes)
+    places = [stream.reserve(_STREAM) for _ in pieces]
+    randoms = [{"seed": seed, "offset": offset} for seed, offset in places]
+    return weighed(pieces, size, sizes, randoms)
+
+
+def weighed(
+    pieces: Sequence[Any],
+    size: Callable[[Any], int],
+    sizes: Callable[[Any], Sequence[int]] | None = None,
+    randoms: Sequence[dict[str, int] | None] | None = None,
+) -> list[Part]:
+    """A part of each piece that has targets, with its share of all of them."""
+    counts = [(size(piece), *(sizes(piece) if sizes is not None else ())) for piece in pieces]
+    totals = [max(1, sum(column)) for column in zip(*counts, strict=True)]
     parts = []
-    for piece, n in zip(pieces, sizes, strict=True):
-        seed, offset = stream.reserve(_STREAM)
-        if n:
-            parts.append(Part(piece, n / total, {"seed": seed, "offset": offset}))
+    for piece, random, row in zip(pieces, randoms or [None] * len(pieces), counts, strict=True):
+        if any(row):
+            weight, *weights = (n / total for n, total in zip(row, totals, strict=True))
+            parts.append(Part(piece, weight, random, tuple(weights)))
     return parts
 
 

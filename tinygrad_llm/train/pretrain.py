@@ -27,7 +27,7 @@ from tinygrad_llm.train.config import (
 )
 from tinygrad_llm.train.log import Log
 from tinygrad_llm.train.machine import choose_device, physical_memory
-from tinygrad_llm.train.overfit import OneBatch
+from tinygrad_llm.train.overfit import one_batch
 from tinygrad_llm.train.parallel import processes_for
 from tinygrad_llm.train.precision import slow_on_cpu
 from tinygrad_llm.train.progress import LogReport
@@ -270,7 +270,7 @@ def _trainer(
     utilisation = _utilisation(train, model, log) if train.mfu and counted else None
     if train.overfit_one_batch:
         log.say("overfitting one batch: expect a loss near 0, or look for a fault")
-    learnt = OneBatch(task) if train.overfit_one_batch else task
+    learnt = one_batch(task) if train.overfit_one_batch else task
     return Trainer(model, optimizer, schedule, learnt, train, run, log, samples, utilisation)
 
 

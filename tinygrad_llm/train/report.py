@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinygrad_llm.finetune import config as finetune_config
+from tinygrad_llm.finetune.config import FinetuneConfig
 from tinygrad_llm.train import checkpoint
 from tinygrad_llm.train.config import PretrainConfig
-from tinygrad_llm.train.run import Record, Run
-from tinygrad_llm.train.stopping import Limits
+from tinygrad_llm.train.run import Record, Run, speed
+from tinygrad_llm.train.stopping import Limits, better
 
 State = Literal["running", "finished", "stopped", "crashed", "damaged"]
 
@@ -37,12 +38,15 @@ class RunReport:
     step: int = 0
     steps: int | None = None
     best_val_loss: float | None = None
+    score: str = "val_loss"  # by which a checkpoint is the best: of fine-tuning often another
+    best: float | None = None  # that score, at `best_step`
     best_step: int | None = None
     loss: float | None = None  # of the last step
-    tokens_per_second: float | None = None  # the median of the last steps
+    speed: float | None = None  # the median of the last steps, in `unit` per second
+    unit: str = "tokens"
     changed: float | None = None  # when its metrics last grew, in seconds since 1970
     why: str = ""  # what is damaged
-    config: PretrainConfig | None = None
+    config: PretrainConfig | FinetuneConfig | None = None
     curves: list[Record] = field(default_factory=list, repr=False)  # the losses, if asked for
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def look(folder: str | Path, *, curves: bool = False) -> RunReport:
     """
     run = Run.open(folder)
     try:
-        config = finetune_config.of_any_run(run.config_file)
+        config = finetune_config.own_of_run(run.config_file)
         seen = _read_metrics(run, curves)
     except (ValueError, OSError) as error:
         return RunReport(run.folder, "damaged", why=" ".join(str(error).split()))
@@ -99,16 +103,21 @@ def look(folder: str | Path, *, curves: bool = False) -> RunReport:
         state, why = _state(run, config, seen.step), ""
     except (ValueError, OSError) as error:
         state, why = "damaged", " ".join(str(error).split())
+    score = _score(run)
+    best, best_step = seen.best.get(score, (None, None))
     return RunReport(
         run.folder,
         state,
         why=why,
         step=seen.step,
         steps=config.train.steps,
-        best_val_loss=seen.best[0] if seen.best else None,
-        best_step=seen.best[1] if seen.best else None,
+        best_val_loss=seen.best.get("val_loss", (None,))[0],
+        score=score,
+        best=best,
+        best_step=best_step,
         loss=seen.loss,
-        tokens_per_second=statistics.median(seen.speeds) if seen.speeds else None,
+        speed=statistics.median(seen.speeds) if seen.speeds else None,
+        unit=seen.unit,
         changed=seen.changed,
         config=config,
         curves=seen.curves,
@@ -123,8 +132,9 @@ class _Metrics:
 
     def __init__(self, keep_curves: bool) -> None:
         self.step, self.loss = 0, None
-        self.best: tuple[float, int] | None = None
+        self.best: dict[str, tuple[float, int]] = {}  # by the name of a score
         self.speeds: deque[float] = deque(maxlen=50)
+        self.unit = "tokens"
         self.changed: float | None = None
         self.curves: list[Record] = []
         self._keep_curves = keep_curves
@@ -132,11 +142,13 @@ class _Metrics:
     def add(self, record: Record) -> None:
         self.step = record["step"]
         self.loss = record.get("loss", self.loss)
-        if "tokens_per_second" in record:
-            self.speeds.append(record["tokens_per_second"])
-        score = record.get("val_loss", math.nan)
-        if math.isfinite(score) and (self.best is None or score < self.best[0]):
-            self.best = score, self.step
+        if found := speed(record):
+            self.speeds.append(found[0])
+            self.unit = found[1]
+        for name in (key for key in record if key.startswith("val_")):
+            value, before = record[name], self.best.get(name, (None,))[0]
+            if math.isfinite(value) and better(name, value, before):
+                self.best[name] = value, self.step
         if self._keep_curves:
             wanted = ("step", "loss", "val_loss")
             self.curves.append({key: record[key] for key in wanted if key in record})
@@ -158,10 +170,21 @@ def _read_metrics(run: Run, keep_curves: bool) -> _Metrics:
     return seen
 
 
+def _score(run: Run) -> str:
+    """By which its checkpoints are compared, as the latest says; until there is one the loss."""
+    try:
+        latest = run.checkpoint("latest")
+        best = checkpoint.read_state(latest)["best"] if latest is not None else None
+        others = [key for key in best or () if key not in ("step", "val_loss")]
+    except (ValueError, KeyError, TypeError, OSError):  # what is damaged is told by the state
+        others = []
+    return others[0] if others else "val_loss"
+
+
 # --- state ----------------------------------------------------------------------------------------
 
 
-def _state(run: Run, config: PretrainConfig, step: int) -> State:
+def _state(run: Run, config: PretrainConfig | FinetuneConfig, step: int) -> State:
     held, left = _lock(run.folder / "lock")
     if held:
         return "running"
@@ -170,8 +193,10 @@ def _state(run: Run, config: PretrainConfig, step: int) -> State:
     return "crashed" if left else "stopped"
 
 
-def _is_over(run: Run, config: PretrainConfig, step: int) -> bool:
+def _is_over(run: Run, config: PretrainConfig | FinetuneConfig, step: int) -> bool:
     """Whether its metrics or its latest checkpoint say that a limit is reached."""
+    if isinstance(config, FinetuneConfig):
+        config = finetune_config.in_common(config)
     if step >= config.train.steps:
         return True
     latest = run.checkpoint("latest")
@@ -237,7 +262,10 @@ def _is_alive(descriptor: int) -> bool:
 
 
 def differing(reports: Sequence[RunReport]) -> dict[str, list[Any]]:
-    """{'train.lr': [of the first, of the second …]} for the keys that are not the same in all."""
+    """{'train.lr': [of the first, of the second …]} for the keys that are not the same in all.
+
+    None stands for a key that a run has not, such as one of pretraining beside one of fine-tuning.
+    """
     values = [_flat(report.config) for report in reports]
     keys = dict.fromkeys(key for one in values for key in one)
     found = {key: [one.get(key) for one in values] for key in keys}

@@ -278,6 +278,20 @@ def find_checkpoint(path: str | Path) -> Path:
     return found
 
 
+def speed_key(unit: str) -> str:
+    """'hidden words' -> 'hidden_words_per_second': the key of a record for what a task counts in"""
+    return f"{unit.replace(' ', '_')}{_SPEED}"
+
+
+def speed(record: Record) -> tuple[float, str] | None:
+    """{'tokens_per_second': 1234.5} -> (1234.5, 'tokens'); None where a record says no speed"""
+    for key, value in record.items():
+        if key.endswith(_SPEED):
+            return value, key.removesuffix(_SPEED).replace("_", " ")
+    return None
+
+
+_SPEED = "_per_second"
 _ACCURACY = re.compile(r"val_(?:(\w+)_)?(accuracy|f1)")
 
 

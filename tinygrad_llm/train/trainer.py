@@ -9,105 +9,36 @@ that can be resumed bit for bit.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 
 from tinygrad_llm import backend
-from tinygrad_llm.autograd import no_grad
-from tinygrad_llm.optim import Adam, LRScheduler, Optimizer, clip_grad_norm_
-from tinygrad_llm.tensor import Tensor
+from tinygrad_llm.optim import LRScheduler, Optimizer
 from tinygrad_llm.train import checkpoint, memory, plot
 from tinygrad_llm.train.blackbox import first_bad_op
 from tinygrad_llm.train.config import TrainConfig
 from tinygrad_llm.train.ema import WeightAverage
+from tinygrad_llm.train.gradient import Gradient
 from tinygrad_llm.train.graph import GraphedStep, refuse_graph
 from tinygrad_llm.train.log import Log
-from tinygrad_llm.train.parallel import Lost, Part, Team, cut
+from tinygrad_llm.train.parallel import Lost, Team
 from tinygrad_llm.train.precision import HalfWeights, LossScaler
 from tinygrad_llm.train.readback import Late
-from tinygrad_llm.train.run import Record, Run
+from tinygrad_llm.train.run import Record, Run, speed_key
 from tinygrad_llm.train.samples import Samples
+from tinygrad_llm.train.shortage import OutOfMemory, rows_that_fit, ways_out
+from tinygrad_llm.train.signals import Interrupted, noticing_signals
+from tinygrad_llm.train.step import CapturedStep, FusedStep, PlainStep, TeamStep
 from tinygrad_llm.train.stopping import End, Limits, better
-from tinygrad_llm.train.transfer import UploadedTask, with_arrays
+from tinygrad_llm.train.task import Measured, Model, Task, unit_of
+from tinygrad_llm.train.transfer import uploaded
 from tinygrad_llm.train.utilisation import Utilisation
-
-
-class Task(Protocol):
-    """What is learnt: where batches come from and how wrong a model is on one."""
-
-    def next_batch(self) -> Any: ...
-
-    def loss(self, model: Any, batch: Any) -> Tensor:
-        """The mean loss over the targets of the batch: a scalar."""
-        ...
-
-    def validation(self) -> Iterable[Any]:
-        """The same batches every time."""
-        ...
-
-    def size(self, batch: Any) -> int:
-        """How many targets the batch has: its weight among others. A step needs at least one."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write what belongs beside the weights, such as the tokenizer."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """The position in the data, as JSON."""
-        ...
-
-    def load_state(self, state: dict[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class Measured(Protocol):
-    """What a task has besides, where its mean loss does not tell how good a model is.
-
-    `score` names the number by which a checkpoint is the best: one that ends in 'loss' is the
-    better the lower, another the higher.
-    """
-
-    score: str
-
-    def evaluate(self, model: Any) -> dict[str, float]:
-        """What is recorded of a validation: 'val_loss', `score`, whatever else by its name."""
-        ...
-
-    def remark(self, found: dict[str, float]) -> str | None:
-        """A sentence for people on these numbers, where there is one."""
-        ...
-
-
-class Model(Protocol):
-    """What is trained: every class in `models/` has this."""
-
-    def parameters(self) -> Iterable[Tensor]: ...
-
-    def train(self) -> Any: ...
-
-    def eval(self) -> Any: ...
-
-    def save_pretrained(self, folder: Path) -> Any: ...
-
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> Any: ...
-
-
-class Interrupted(Exception):
-    """A signal ended the run; what it had reached is saved."""
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; saved")
-        self.number, self.step = number, step
 
 
 class Diverged(ArithmeticError):
@@ -116,10 +47,6 @@ class Diverged(ArithmeticError):
 
 class NotSaved(OSError):
     """The run folder cannot be written, such as on a full disk; one sentence for people."""
-
-
-class OutOfMemory(MemoryError):
-    """A step needs more memory than there is; one sentence for people."""
 
 
 class Trainer:
@@ -133,6 +60,8 @@ class Trainer:
         log: where to tell how it goes.
         samples: texts to be written on the way.
         utilisation: records what share of the machine's peak a step gets, as `mfu`.
+        judge_average: whether the average of the weights, where one is kept, is what is validated,
+            and what makes a checkpoint the best; otherwise its score stands beside theirs.
     """
 
     def __init__(
@@ -146,11 +75,13 @@ class Trainer:
         log: Log,
         samples: Samples | None = None,
         utilisation: Utilisation | None = None,
+        *,
+        judge_average: bool = False,
     ) -> None:
         self.device = next((p.device for p in model.parameters()), "cpu")
         on_gpu = self.device != "cpu"
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.task: Task = UploadedTask(task, self.device) if on_gpu else task
+        self.task: Task = uploaded(task, self.device) if on_gpu else task
         self.memory = memory.GpuMemory() if on_gpu else None
         self.config, self.run, self.log = config, run, log
         self.samples, self.utilisation = samples, utilisation
@@ -160,15 +91,15 @@ class Trainer:
             self.scaler = LossScaler() if config.dtype == "float16" else None
         with self._masters():
             self.average = WeightAverage(model.parameters(), config.ema) if config.ema else None
+        self.judge_average = judge_average
+        self.gradient = Gradient(model, self.task, self.half, self.scaler)
         self.team: Team | None = None  # the processes that share a step, where there are several
-        if config.processes > 1:
-            work = self.gradient, self.loss
-            self.team = Team(model.parameters(), optimizer, *work, config.processes)
-        refuse_graph(config, self.device, optimizer)
-        self.graph = self._graphed() if config.cuda_graph else None
+        self.graph: GraphedStep | None = None  # the step, where it is captured
+        self._make_step = self._way_to_step(config.cuda_graph)
         self.measured = task if isinstance(task, Measured) else None
         self.score = self.measured.score if self.measured is not None else "val_loss"
         self.limits = Limits(config, self.score)
+        self._speed = speed_key(unit_of(task))
         self.end: End | None = None  # why the run is over, once it is
         self.step = 0  # updates so far
         self.tokens = 0  # targets trained on so far
@@ -193,7 +124,7 @@ class Trainer:
             # An overflow needs no warning of NumPy's: the run stops at what comes of it.
             quiet = np.errstate(over="ignore", invalid="ignore")
             on_device = backend.on_device(self.device)
-            with self._noticing_signals(), quiet, on_device, self._explaining():
+            with noticing_signals(self._notice), quiet, on_device, self._explaining():
                 if self.team is not None:
                     self.team.start()  # before the log: a bar has a thread, which no fork survives
                 self.log.start(self.step, self.config.steps)
@@ -209,7 +140,10 @@ class Trainer:
 
     def _loop(self) -> None:
         if self.step == 0:  # where it starts from: about log(vocabulary size) for a language model
-            self._note({"step": 0, **self._validate(), "elapsed": self._seconds()})
+            record: Record = {"step": 0, **self._validate(), "elapsed": self._seconds()}
+            self._note(record)
+            if self.over():  # there is no time for a step: what there is, is kept
+                self.save(record)
         self.end = self.over()
         while self.end is None:
             record = self.train_step()
@@ -244,9 +178,9 @@ class Trainer:
         began = time.perf_counter()
         batches = [self.task.next_batch() for _ in range(self.config.accumulate)]
         random = backend.random.state()
-        parts = self._parts(batches)
+        parts = self._make_step.parts(batches)
         lr = self.optimizer.defaults["lr"] * self.schedule.schedule(self.schedule.last_step)
-        loss, norm = self._update(parts)
+        loss, norm = self._make_step(parts)
         record: Record = {"step": self.step + 1, "loss": None, "lr": lr, "grad_norm": None}
         late = Late(record, (loss, norm), parts, random)
         if isinstance(norm, float):  # it is known whether the step was made
@@ -262,60 +196,30 @@ class Trainer:
         targets = sum(map(self.task.size, batches))
         self.tokens += targets
         seconds = time.perf_counter() - began
-        record["tokens_per_second"] = targets / seconds
+        record[self._speed] = targets / seconds
         if self.utilisation is not None:
             record["mfu"] = self.utilisation.mfu(targets, seconds)
         if self.memory is not None:
             record |= self.memory.record()
         return record
 
-    def _update(self, parts: Sequence[Part]) -> tuple[Any, Any]:
-        """L, and the norm that ∂L/∂θ had before it was clipped; a step where both are finite.
-
-        Two Python floats; on a GPU arrays of one number, for which nobody has waited.
-        """
-        if self.graph is not None:
-            return self.graph(parts)
-        if self.half is None and self.device == "cpu":
-            loss, norm = self._find_gradient(parts)
-            if math.isfinite(loss + norm):  # before the weights are spoilt
-                (self.team or self.optimizer).step()  # a step against the gradient
-            return loss, norm
-        self.optimizer.zero_grad()
-        loss = self.gradient(parts)
-        self._settle()  # before the weights are others than those of the last step
-        on_gpu = backend.is_array(loss)
-        norm = self.optimizer.step_clipped(
-            self.config.grad_clip or math.inf,
-            1.0 if self.scaler is None else 1.0 / self.scaler.scale,
-            loss if on_gpu else np.asarray(loss, dtype=np.float32),
-            wait=self.scaler is not None or not on_gpu,
-        )
-        return loss, norm
-
-    def _graphed(self) -> GraphedStep:
-        """The step as a CUDA graph, for --cuda-graph."""
-        limit, optimizer, task = self.config.grad_clip or math.inf, self.optimizer, self.task
-        assert isinstance(optimizer, Adam)
-        assert isinstance(task, UploadedTask)
-        pools = [] if self.memory is None else self.memory.pools
-
-        def compute(parts: Sequence[Part]) -> tuple[Any, Any]:
-            optimizer.zero_grad()
-            loss = self.gradient(parts)
-            norm = optimizer.step_clipped(limit, 1.0, loss)
-            optimizer.zero_grad()  # their memory is used again within the step
-            return loss, norm
-
-        return GraphedStep(compute, optimizer, task, self._settle, pools)
-
-    def _find_gradient(self, parts: Sequence[Part]) -> tuple[float, float]:
-        """L, and the norm that ∂L/∂θ had before it was clipped."""
-        if self.team is not None:
-            return self.team.gradient(parts, self.config.grad_clip or math.inf)
-        self.optimizer.zero_grad()  # forget the gradients of the last step
-        loss = self.gradient(parts)  # which way is each weight wrong?
-        return loss, clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+    def _way_to_step(self, capture: bool) -> PlainStep:
+        """How this run makes a step: see `step`."""
+        c, optimizer = self.config, self.optimizer
+        plain = self.gradient, self.model.parameters(), optimizer, c.grad_clip or math.inf
+        refuse_graph(c, self.device, optimizer)
+        if c.processes > 1:
+            work = self.gradient, self.gradient.loss
+            self.team = Team(self.model.parameters(), optimizer, *work, c.processes)
+            return TeamStep(self.team, *plain)
+        if capture:
+            pools = [] if self.memory is None else self.memory.pools
+            captured = CapturedStep(self._settle, pools, *plain)
+            self.graph = captured.graph
+            return captured
+        if self.half is not None or self.device != "cpu":
+            return FusedStep(self._settle, *plain)
+        return PlainStep(*plain)
 
     def _settle(self) -> None:
         """Wait for what a GPU has to tell of the last step, and write its line if that is due.
@@ -346,47 +250,13 @@ class Trainer:
             if not math.isfinite(record[name]):
                 del record[name]
 
-    def _parts(self, batches: Sequence[Any]) -> list[Part]:
-        """What is worked on at once: a batch, or where several processes share one a piece of it.
-
-        The parts count by their targets nᵢ, so L = Σᵢ (nᵢ / n) Lᵢ is the loss of the one large
-        batch that they make together; yet a process has only one of them in memory at a time.
-        """
-        if self.team is not None:
-            return cut(batches, self.team.count, self.task.size, backend.random)
-        sizes = [self.task.size(batch) for batch in batches]
-        weighted = zip(batches, sizes, strict=True)
-        # A part without targets is left out: a mean over none of them would be NaN.
-        return [Part(batch, size / sum(sizes), None) for batch, size in weighted if size]
-
-    def gradient(self, parts: Sequence[Part]) -> Any:
-        """θ.grad += ∂L/∂θ for every θ, times the loss scale of float16; L, the loss of the parts.
-
-        L is a float; on a GPU an array, which nobody waits for.
-        """
-        self.model.train()  # dropout on
-        total: Any = 0.0
-        for part in parts:
-            if part.random is not None:
-                backend.random.load_state(part.random)
-            loss = self.task.loss(self.model, part.batch)  # forward: how wrong is the model?
-            if self.half is not None:
-                loss = loss.astype("float32")
-            loss = loss * part.weight
-            scaled = loss if self.scaler is None else loss * self.scaler.scale
-            scaled.backward()  # backward: ∂loss/∂θ, added to θ.grad
-            if self.half is not None and len(parts) > 1:
-                self.half.widen_gradients()
-            total = total + (loss.item() if loss.device == "cpu" else loss.data)
-        return total
-
     def evaluate(self) -> float:
         """The mean loss per target over the validation batches, dropout off, nothing recorded."""
         batches = self.task.validation()
         if self.team is not None:
             losses = self.team.losses(batches)
         else:
-            losses = ((batch, self.loss(batch)) for batch in batches)
+            losses = ((batch, self.gradient.loss(batch)) for batch in batches)
         total, targets = 0.0, 0
         for batch, loss in losses:
             size = self.task.size(batch)
@@ -394,27 +264,26 @@ class Trainer:
             targets += size
         return total / targets
 
-    def loss(self, batch: Any) -> float:
-        """How wrong the model is on a batch; dropout off, nothing recorded."""
-        self.model.eval()
-        with no_grad():
-            return self.task.loss(self.model, batch).item()
-
     def over(self) -> End | None:
         """Why there is nothing more to do, such as all steps being done; None while there is."""
         return self.limits.over(self.step, self.tokens, self._seconds())
 
     def _validate(self) -> Record:
         """The loss of the weights, and that of their average where one is kept."""
-        found = self._measure()
+        by_average = self.average is not None and self.judge_average
+        found = self._measure_average() if by_average else self._measure()
         self.limits.validated(found[self.score])
         if self.measured is not None and (remark := self.measured.remark(found)):
             self.log.say(remark)
-        if self.average is not None:
-            with self.average.in_place(rounded=True):
-                averaged = self._measure()
+        if self.average is not None and not by_average:
+            averaged = self._measure_average()
             found |= {f"{key}_ema": averaged[key] for key in {"val_loss", self.score}}
         return found
+
+    def _measure_average(self) -> Record:
+        assert self.average is not None
+        with self.average.in_place(rounded=True):
+            return self._measure()
 
     def _measure(self) -> Record:
         """`val_loss`, and what else the task has to say of the weights as they are."""
@@ -484,40 +353,18 @@ class Trainer:
     def _out_of_memory(self, error: BaseException) -> OutOfMemory:
         c, parameters = self.config, self.model.parameters()
         why = str(memory.look_at(error, parameters, self.optimizer, self.device))
-        ways = "a smaller --batch-size (with --accumulate for the same update) or --context"
-        if not c.gradient_checkpointing:
-            ways += ", or in this run --resume with --gradient-checkpointing"
-        if c.dtype == "float32" and self.device != "cpu":
-            ways += ", or in a new run --dtype bfloat16"
-        if self.team is not None:
-            ways += ", or fewer --processes"
-        fits = self._batch_that_fits(error)
-        if fits is not None and fits < c.batch_size:
-            guess = f"a batch of about {fits} fits" if fits else "not even a batch of 1 fits"
-            ways += f"; measured with few rows, {guess}"
+        fits = None
+        if self.team is None:  # whose memory is not this process's alone
+            self.graph = self._late = None  # and the memory that they hold
+            self._make_step = self._way_to_step(capture=False)
+            if self.memory is not None:
+                del self.memory.pools[1:]
+            fits = rows_that_fit(error, self.model, self.task, self.optimizer, self.device)
         return OutOfMemory(
             f"there is not enough memory to go on after step {self.step} with batch_size "
             f"{c.batch_size} and context {c.context}{f' ({why})' if why else ''}, so training "
-            f"stopped; {self._last_good()}; less is needed by {ways}"
+            f"stopped; {self._last_good()}; less is needed by {ways_out(c, self.device, fits)}"
         )
-
-    def _batch_that_fits(self, error: BaseException) -> int | None:
-        """Measured with a batch of the task of one and of two rows; the run is over anyway."""
-        if self.team is not None:  # whose memory is not this process's alone
-            return None
-        task: Any = self.task.task if isinstance(self.task, UploadedTask) else self.task
-        self.graph = self._late = None  # and the memory that they hold
-        if self.memory is not None:
-            del self.memory.pools[1:]
-
-        def step(rows: int) -> None:
-            self.optimizer.zero_grad()
-            batch = with_arrays(task.next_batch(), lambda array: array[:rows])
-            task.loss(self.model, batch).backward()
-            self.optimizer.zero_grad()
-
-        moments = 0 if self.optimizer.state else 8 * sum(p.size for p in self.model.parameters())
-        return memory.batch_that_fits(error, step, self.device, reserved=moments)
 
     def _last_good(self) -> str:
         saved = self.run.checkpoint()
@@ -631,27 +478,8 @@ class Trainer:
                 kept = self.model.from_pretrained(folder / checkpoint.AVERAGE)
                 self.average.load(kept.parameters())
 
-    @contextmanager
-    def _noticing_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask the loop to stop after its step; a second one ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python lets only the main thread handle signals
-            return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.getsignal(number) for number in numbers}
-
-        def notice(number: int, _: object) -> None:
-            self._signal = number
-            for n in numbers:
-                signal.signal(n, before[n])
-
-        for number in numbers:
-            signal.signal(number, notice)
-        try:
-            yield
-        finally:
-            for number in numbers:
-                signal.signal(number, before[number])
+    def _notice(self, number: int) -> None:
+        self._signal = number
 
     def _draw(self) -> None:
         try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,10 +23,7 @@ from tinygrad_llm import backend
 from tinygrad_llm.backend import Array
 from tinygrad_llm.ops import bounds
 from tinygrad_llm.tensor import Tensor
-
-if TYPE_CHECKING:
-    from tinygrad_llm.train.trainer import Task
-
+from tinygrad_llm.train.task import Summed, Task, unit_of
 
 # --- one batch ------------------------------------------------------------------------------------
 
@@ -161,7 +158,7 @@ class UploadedTask:
     """
 
     def __init__(self, task: Task, device: str) -> None:
-        self.task, self.uploader = task, Uploader(device)
+        self.task, self.uploader, self.unit = task, Uploader(device), unit_of(task)
         self._ahead: deque[tuple[dict[str, Any], Batch]] = deque()  # with the positions before them
         self._may_draw_ahead = True
 
@@ -174,10 +171,13 @@ class UploadedTask:
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """The task's; and the next batch is drawn and sent while the GPU works on this one."""
         loss = self.task.loss(model, batch.on_gpu())
+        self._begin_next(batch)
+        return loss
+
+    def _begin_next(self, batch: Batch) -> None:
         if batch.for_training:
             batch.for_training = False  # one is drawn for each that was handed out
             self.draw_ahead()
-        return loss
 
     def draw_ahead(self) -> None:
         """Draw a batch and begin to upload it; nothing of it is seen in `state()`."""
@@ -224,6 +224,29 @@ class UploadedTask:
         batch = Batch(host, Uploaded([], None), for_training)
         batch.uploaded = self.uploader.upload(batch.values)
         return batch
+
+
+class UploadedSum(UploadedTask):
+    """An `UploadedTask` of a task whose loss is a sum of means."""
+
+    def __init__(self, task: Any, device: str) -> None:
+        super().__init__(task, device)
+        self._of: Summed = task
+
+    def losses(self, model: Any, batch: Batch) -> Sequence[Tensor]:
+        """The task's, as `loss`."""
+        losses = self._of.losses(model, batch.on_gpu())
+        self._begin_next(batch)
+        return losses
+
+    def sizes(self, batch: Batch) -> Sequence[int]:
+        """The task's, counted on the host."""
+        return self._of.sizes(batch.host)
+
+
+def uploaded(task: Task, device: str) -> UploadedTask:
+    """The task with its batches on that GPU."""
+    return (UploadedSum if isinstance(task, Summed) else UploadedTask)(task, device)
 
 
 def with_arrays(batch: Any, by: Callable[[np.ndarray], Any]) -> Any:
