@@ -192,7 +192,17 @@ SOURCES = [[3, 2, 4], [5], [8, 8, 7, 6, 2], [4, 4], [2, 3, 4, 5, 6]]
 
 @pytest.mark.parametrize("kind", ["t5", "seq2seq"])
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.5}, {"num_beams": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.5},
+        {"num_beams": 3},
+        {"num_beams": 3, "use_cache": False},
+        {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0, "repetition_penalty": 1.2},
+        {"num_beams": 9, "length_penalty": 1.5},
+    ],
+)
 def test_sources_side_by_side_are_written_as_each_alone(kind, batch_size, options):
     model, config = make(kind, 9), GenerationConfig(10, **options)
     found = generate_all(model, SOURCES, config, batch_size=batch_size, seed=7)
@@ -205,6 +215,28 @@ def test_sources_side_by_side_are_written_as_each_alone(kind, batch_size, option
         assert found[i] == alone
     assert len({tuple(ids) for ids in found}) > 1
     assert generate_all(model, [], config) == []
+
+
+@pytest.mark.parametrize("kind", ["t5", "seq2seq"])
+def test_many_sources_are_searched_in_the_steps_of_the_longest(kind, monkeypatch):
+    model, config = make(kind, 9), GenerationConfig(8, num_beams=3)
+    calls, read = [], model.next_logits
+
+    def counted(ids, *rest):
+        calls.append(len(ids))
+        return read(ids, *rest)
+
+    monkeypatch.setattr(model, "next_logits", counted)
+    alone = []
+    for source in SOURCES:
+        beam_search(model, source, config)
+        alone.append(len(calls))
+        calls.clear()
+    generate_all(model, SOURCES, config)
+    assert len(calls) == max(alone) < sum(alone)
+    assert calls[0] == len(SOURCES)
+    assert max(calls) <= 3 * len(SOURCES)
+    assert generate_all(model, SOURCES, GenerationConfig(0, num_beams=2)) == [[]] * len(SOURCES)
 
 
 @pytest.mark.parametrize("kind", ["t5", "seq2seq"])

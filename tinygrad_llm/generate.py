@@ -407,36 +407,89 @@ def beam_search(
     may end earlier); with `early_stopping` when `num_beams` texts have ended. `vocab_size` is as in
     `samples`. Raises as `generate` does.
     """
-    reader, eos_id = _reader(model, ids, config, vocab_size), _end(model, eos_id)
-    longest, ends = reader.room(config), 0
-    total = np.zeros(1)  # Σ ln p of each text that goes on, the likeliest first
-    found: list[Beam] = [] if longest else [Beam([], 0.0)]
-    for n in range(1, longest + 1):
+    reader = _reader(model, ids, config, vocab_size)
+    search = _Search(config, reader.room(config), _end(model, eos_id), ended)
+    _search(reader, [search], config)
+    return search.found
+
+
+class _Search:
+    """The beams of one prompt: the texts that go on, and the best of those that ended."""
+
+    def __init__(
+        self,
+        config: GenerationConfig,
+        longest: int,
+        eos_id: int | None,
+        ended: Callable[[Sequence[int]], bool] | None = None,
+    ) -> None:
+        self.config, self.longest, self.eos_id, self.ended = config, longest, eos_id, ended
+        self.total = np.zeros(1)  # Σ ln p of each text that goes on, the likeliest first
+        self.found: list[Beam] = [] if longest else [Beam([], 0.0)]
+        self.ends = 0  # how many have ended
+
+    def step(self, log_p: np.ndarray, texts: np.ndarray) -> tuple[list[int], list[int]]:
+        """(rows, tokens): which of its texts go on, with which token; none where it is over.
+
+        log_p: (b, V) of the token after each text; texts: (b, n) the new tokens so far.
+        """
+        config, n = self.config, texts.shape[1] + 1
         rows, tokens, totals = [], [], []
-        for rank, (row, token, score) in enumerate(_likeliest(reader, total, config)):
-            new = [*reader.ids[row, reader.prompt :].tolist(), token]
-            if n < longest and not (token == eos_id or (ended is not None and ended(new))):
-                rows, tokens, totals = [*rows, row], [*tokens, token], [*totals, score]
+        for rank, (row, token, total) in enumerate(self._likeliest(log_p)):
+            new = [*texts[row].tolist(), token]
+            if n < self.longest and not self._is_end(new):
+                rows, tokens, totals = [*rows, row], [*tokens, token], [*totals, total]
             elif rank < config.num_beams:
-                found.append(Beam(new, score / n**config.length_penalty))
-                ends += 1
+                self.found.append(Beam(new, total / n**config.length_penalty))
+                self.ends += 1
             if len(rows) == config.num_beams:
                 break
-        found = sorted(found, key=lambda beam: -beam.score)[: config.num_return_sequences]
-        full = len(found) == config.num_return_sequences
-        if not rows or (config.early_stopping and ends >= config.num_beams):
-            break
-        if full and found[-1].score >= _best(totals[0], n, longest, config):
-            break
-        reader.advance(rows, tokens)
-        total = np.array(totals)
-    return found
+        self.found.sort(key=lambda beam: -beam.score)
+        del self.found[config.num_return_sequences :]
+        self.total = np.array(totals)
+        return ([], []) if self._is_over(n) else (rows, tokens)
+
+    def _is_end(self, new: list[int]) -> bool:
+        return new[-1] == self.eos_id or (self.ended is not None and self.ended(new))
+
+    def _is_over(self, n: int) -> bool:
+        config = self.config
+        if not len(self.total) or (config.early_stopping and self.ends >= config.num_beams):
+            return True
+        full = len(self.found) == config.num_return_sequences
+        return full and self.found[-1].score >= _best(self.total[0], n, self.longest, config)
+
+    def _likeliest(self, log_p: np.ndarray) -> Iterator[tuple[int, int, float]]:
+        """(row, token, Σ ln p) of the likeliest ways on: twice the beams, since some may end."""
+        totals = (self.total[:, None] + log_p).reshape(-1)
+        count = min(2 * self.config.num_beams, totals.size)
+        best = np.argpartition(-totals, count - 1)[:count]
+        for at in best[np.argsort(-totals[best], kind="stable")]:
+            if totals[at] > -np.inf:
+                row, token = divmod(int(at), log_p.shape[1])
+                yield row, token, float(totals[at])
 
 
-def _likeliest(
-    reader: _Reader, total: np.ndarray, config: GenerationConfig
-) -> Iterator[tuple[int, int, float]]:
-    """(row, token, Σ ln p) of the likeliest ways to go on: twice the beams, since some may end."""
+def _search(reader: _Reader, searches: Sequence[_Search], config: GenerationConfig) -> None:
+    """Take all searches to their ends, a step of each at a time; each begins with one row."""
+    searches = [search for search in searches if search.longest]
+    while searches:
+        log_p = _log_p(reader, config)
+        texts = reader.ids[:, reader.prompt :]
+        rows, tokens, left, end = [], [], [], 0
+        for search in searches:
+            start, end = end, end + len(search.total)
+            of_search, new = search.step(log_p[start:end], texts[start:end])
+            rows += [start + row for row in of_search]
+            tokens += new
+            left += [search] if new else []
+        searches = left
+        if searches:
+            reader.advance(rows, tokens)
+
+
+def _log_p(reader: _Reader, config: GenerationConfig) -> np.ndarray:
+    """ln p of the token after each text, (B, V)"""
     logits = np.stack(
         [
             _penalised(row, seen, config.repetition_penalty)
@@ -444,14 +497,7 @@ def _likeliest(
         ]
     )
     logits -= logits.max(axis=1, keepdims=True)
-    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))  # (B, V)
-    totals = (total[:, None] + log_p).reshape(-1)
-    count = min(2 * config.num_beams, totals.size)
-    best = np.argpartition(-totals, count - 1)[:count]
-    for at in best[np.argsort(-totals[best], kind="stable")]:
-        if totals[at] > -np.inf:
-            row, token = divmod(int(at), log_p.shape[1])
-            yield row, token, float(totals[at])
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def _best(total: float, n: int, longest: int, config: GenerationConfig) -> float:
@@ -486,14 +532,17 @@ def generate_all(
             f"num_return_sequences = {config.num_return_sequences}, batch_size = {batch_size}"
         )
     eos_id = _end(model, eos_id)
-    if config.num_beams > 1:
-        options: dict[str, Any] = {"eos_id": eos_id, "vocab_size": vocab_size}
-        return [beam_search(model, source, config, **options)[0].ids for source in sources]
     targets: list[list[int]] = [[] for _ in sources]
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         reader = _SourceReader(model, [sources[i] for i in batch], config.use_cache, vocab_size)
+        if config.num_beams > 1:
+            searches = [_Search(config, reader.room(config), eos_id) for _ in batch]
+            _search(reader, searches, config)
+            for i, search in zip(batch, searches, strict=True):
+                targets[i] = search.found[0].ids
+            continue
         streams = [backend.RandomStream((seed + i) % 2**64) for i in batch]
         rows = {row: row for row in range(len(batch))}
         for row, token in _samples(reader, config, streams, lambda _, k: k == eos_id, rows):

@@ -229,6 +229,43 @@ def test_sentence_embeddings_are_means_over_tokens_of_length_one(model):
     np.testing.assert_array_equal(nothing, 0.0)
 
 
+def test_a_classifier_of_the_mean_over_tokens(tmp_path):
+    config = dataclasses.replace(CONFIG, classifier_pooling="mean")
+    tg.manual_seed(3)
+    model = bert.BertForSequenceClassification(config).eval()
+    assert model.bert.pooler is None
+    mean = model.bert.sentence_embedding(IDS, MASK, SEGMENTS, normalize=False)
+    logits = model(IDS, MASK, SEGMENTS).numpy()
+    np.testing.assert_array_equal(logits, model.classifier(mean).numpy())
+    model.save_pretrained(tmp_path)
+    again = bert.BertForSequenceClassification.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again(IDS, MASK, SEGMENTS).numpy(), logits)
+    assert "classifier_pooling" not in CONFIG.to_dict()  # Hugging Face's BERT has no such option
+    with pytest.raises(ValueError, match="classifier_pooling"):
+        dataclasses.replace(CONFIG, classifier_pooling="max")
+
+
+def test_a_classifier_that_compares_two_texts(tmp_path):
+    config = dataclasses.replace(CONFIG, classifier_pooling="compare")
+    tg.manual_seed(3)
+    model = bert.BertForSequenceClassification(config).eval()
+    x = model.bert(IDS, MASK, SEGMENTS).last_hidden_state.numpy()
+    weight, bias = (p.numpy() for p in model.classifier.parameters())
+    logits = model(IDS, MASK, SEGMENTS).numpy()
+    for b in range(len(IDS)):
+        parts = (x[b][(MASK[b] == 1) & (SEGMENTS[b] == text)] for text in (0, 1))
+        u, v = (part.mean(axis=0) if len(part) else np.zeros(x.shape[2]) for part in parts)
+        features = np.concatenate([u, v, np.abs(u - v), u * v])
+        np.testing.assert_allclose(logits[b], weight @ features + bias, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    again = bert.BertForSequenceClassification.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again(IDS, MASK, SEGMENTS).numpy(), logits)
+    with pytest.raises(ValueError, match="token_type_ids"):
+        model(IDS, MASK)
+    with pytest.raises(ValueError, match="type_vocab_size 1"):
+        bert.BertForSequenceClassification(dataclasses.replace(config, type_vocab_size=1))
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_gradient_checkpointing_changes_no_bit(head):
     config = dataclasses.replace(CONFIG, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.1)
@@ -278,6 +315,35 @@ def test_the_parts_of_the_loss_of_pretraining():
     nothing = model.losses(IDS, np.full((3, 9), -100), np.full(3, -100))
     assert nothing.loss.item() == 0.0
     nothing.loss.backward()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("head", HEADS)
+def test_losses_of_half_precision_are_float32(head, dtype):
+    tg.manual_seed(3)
+    given = {"input_ids": IDS, "attention_mask": MASK, **LABELS[head.__name__]}
+    model = head(CONFIG).eval()
+    expected = model.loss(**given).item()
+    for p in model.parameters():
+        p.data = p.data.astype(backend.as_dtype(dtype))
+    loss = model.loss(**given)
+    assert loss.dtype == np.float32
+    assert loss.item() == pytest.approx(expected, rel=0.05)
+    assert loss.item() != float(np.asarray(loss.item()).astype(backend.as_dtype(dtype)))
+    loss.backward()
+    assert all(p.grad is None or p.grad.dtype == p.dtype for p in model.parameters())
+
+
+@pytest.mark.parametrize("labels", [np.array([0.5, 2.0, 1.0]), np.eye(3)])
+def test_other_losses_of_half_precision_are_float32(labels):
+    model = bert.BertForSequenceClassification(
+        dataclasses.replace(CONFIG, num_labels=1 if labels.ndim == 1 else 3)
+    )
+    for p in model.parameters():
+        p.data = p.data.astype(np.float16)
+    loss = model.loss(IDS, labels, MASK)
+    assert loss.dtype == np.float32
+    loss.backward()
 
 
 def test_classes_can_weigh_differently_and_be_smoothed():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tinygrad_llm import Tensor, manual_seed, no_grad
+from tinygrad_llm import Tensor, manual_seed, no_grad, ops
 from tinygrad_llm.generate import GenerationConfig, beam_search, generate, samples
 from tinygrad_llm.models import auto
 from tinygrad_llm.models.lstm import (
@@ -206,11 +206,31 @@ def test_padding_changes_nothing(pooling):
         np.testing.assert_allclose(together[i], net(text[i : i + 1, :n]).numpy()[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+def test_two_texts_are_pooled_apart_and_compared(pooling, tmp_path):
+    net, text = classifier(pooling=pooling, compare=True), ids(2, 6)
+    mask = np.array([[1] * 6, [1] * 4 + [0] * 2])
+    types = np.array([[0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]])
+    logits = net(text, mask, types).numpy()
+    weight, bias = (p.numpy() for p in net.classifier.parameters())
+    for b, n in enumerate([6, 4]):
+        states, _ = net.network(ops.as_tensor(text[b : b + 1, :n]), None, None)
+        parts = (states.numpy()[0][types[b, :n] == which] for which in (0, 1))
+        u, v = (getattr(part, pooling)(axis=0) for part in parts)
+        features = np.concatenate([u, v, np.abs(u - v), u * v])
+        np.testing.assert_allclose(logits[b], weight @ features + bias, atol=1e-5)
+    net.save_pretrained(tmp_path)
+    again = LSTMForSequenceClassification.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again(text, mask, types).numpy(), logits)
+    with pytest.raises(ValueError, match="token_type_ids must say"):
+        net(text, mask)
+
+
 def test_pooling_is_what_it_says_and_a_text_of_no_tokens_gives_zeros():
     x = Tensor(np.array([[[1.0, -5.0], [3.0, -7.0], [9.0, 9.0]], [[2.0, 2.0]] * 3]))
-    lengths = np.array([2, 0])
-    assert pooled(x, lengths, "max").numpy().tolist() == [[3.0, -5.0], [0.0, 0.0]]
-    assert pooled(x, lengths, "mean").numpy().tolist() == [[2.0, -6.0], [0.0, 0.0]]
+    real = np.array([[True, True, False], [False] * 3])
+    assert pooled(x, real, "max").numpy().tolist() == [[3.0, -5.0], [0.0, 0.0]]
+    assert pooled(x, real, "mean").numpy().tolist() == [[2.0, -6.0], [0.0, 0.0]]
     assert pooled(x, None, "mean").numpy()[1].tolist() == [2.0, 2.0]
 
 
@@ -246,3 +266,15 @@ def test_both_learn():
         net.loss(texts, labels).backward()
         optimizer.step()
     assert (net(texts).numpy().argmax(axis=1) == labels).all()
+
+
+def test_the_loss_of_a_classifier_in_half_precision_is_float32():
+    net, texts = classifier(n_layer=1).eval(), ids(6, 5)
+    labels = np.arange(6) % 2
+    expected = net.loss(texts, labels).item()
+    for p in net.parameters():
+        p.data = p.data.astype(np.float16)
+    loss = net.loss(texts, labels)
+    assert loss.dtype == np.float32
+    assert loss.item() == pytest.approx(expected, rel=0.02)
+    loss.backward()

@@ -38,6 +38,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "LSTMForSequenceClassification": "lstm:LSTMForSequenceClassification",
     },
     "tinygrad-llm-tagger": {"Tagger": "tagger:Tagger"},
+    "tinygrad-llm-multitask": {"MultiTask": "multitask:MultiTask"},
 }
 
 

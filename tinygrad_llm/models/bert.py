@@ -53,6 +53,7 @@ from tinygrad_llm.tensor import Tensor
 IGNORE_INDEX = -100  # a label that does not count
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+Pooling = Literal["cls", "mean", "compare"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class BertConfig:
     num_labels: int = 2  # N
     id2label: Mapping[int, str] | None = None  # None: LABEL_0, LABEL_1 …
     problem_type: ProblemType | None = None  # of BertForSequenceClassification; None: see its loss
+    classifier_pooling: Pooling = "cls"  # what it looks at, see there
 
     def __post_init__(self) -> None:
         if self.id2label is not None:
@@ -108,6 +110,7 @@ class BertConfig:
             checks.check_number(name, getattr(self, name))
         checks.check_choice("tie_word_embeddings", self.tie_word_embeddings, (True, False))
         checks.check_choice("problem_type", self.problem_type, (None, *_PROBLEMS))
+        checks.check_choice("classifier_pooling", self.classifier_pooling, _POOLINGS)
         checks.check_token_id("pad_token_id", self.pad_token_id)
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
             raise ValueError(
@@ -162,6 +165,8 @@ class BertConfig:
         config = {"model_type": "bert", **asdict(self), "label2id": self.label2id}
         config["id2label"] = {str(i): name for i, name in self.labels.items()}
         del config["num_labels"]  # is the number of id2label, which `transformers` counts
+        if self.classifier_pooling == "cls":  # as everywhere
+            del config["classifier_pooling"]
         return config
 
 
@@ -176,6 +181,7 @@ _SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "max_position_embeddings", "type_vocab_size", "num_labels"),
 )
+_POOLINGS = ("cls", "mean", "compare")
 _PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -483,20 +489,27 @@ class BertModel(BertPreTrained):
         texts are where the network was trained for that (Reimers and Gurevych, "Sentence-BERT",
         2019). attention_mask is (B, T); with normalize=False it is m.
         """
-        x = self(input_ids, attention_mask, token_type_ids).last_hidden_state
-        if attention_mask is None:
-            mean = ops.mean(x, 1)
-        else:
-            shares = as_array(attention_mask, x.data)
-            if shares.shape != x.shape[:2]:
-                raise ValueError(f"attention_mask must be {x.shape[:2]}, got {shares.shape}")
-            counts = shares.sum(axis=1, keepdims=True).clip(1)
-            weights = Tensor((shares / counts).astype(x.dtype)).unsqueeze(1)  # (B, 1, T)
-            mean = (weights @ x).squeeze(1)
+        mean = self.token_mean(input_ids, attention_mask, token_type_ids)
         if not normalize:
             return mean
         lengths = ops.norm(mean, axis=-1, keepdims=True)
         return mean / ops.clip(lengths, 1e-12, None)
+
+    def token_mean(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+    ) -> Tensor:
+        """m = Σₜ aₜ xₜ / Σₜ aₜ, (B, C): the mean over the tokens; attention_mask is (B, T)"""
+        x = self(input_ids, attention_mask, token_type_ids, position_ids).last_hidden_state
+        if attention_mask is None:
+            return ops.mean(x, 1)
+        shares = as_array(attention_mask, x.data)
+        if shares.shape != x.shape[:2]:
+            raise ValueError(f"attention_mask must be {x.shape[:2]}, got {shares.shape}")
+        return _weighted_mean(x, shares)
 
 
 def _visible(attention_mask: Any, ids: Tensor) -> Visible:
@@ -510,6 +523,13 @@ def _visible(attention_mask: Any, ids: Tensor) -> Visible:
             f"attention_mask must be {ids.shape} or {wanted}, got {tuple(given.shape)}"
         )
     return Visible(mask=(given != 0)[:, None])  # (B, 1, T, T)
+
+
+def _weighted_mean(x: Tensor, shares: Any) -> Tensor:
+    """Σₜ aₜ xₜ / Σₜ aₜ of x (B, T, C) and an array a (B, T): (B, C), 0 where all aₜ are"""
+    counts = shares.sum(axis=1, keepdims=True).clip(1)
+    weights = Tensor((shares / counts).astype(x.dtype)).unsqueeze(1)  # (B, 1, T)
+    return (weights @ x).squeeze(1)
 
 
 def _check_shape(name: str, value: Any, *shapes: tuple[int, ...]) -> None:
@@ -584,12 +604,15 @@ class _Headed(BertPreTrained):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         with init.skip_init():
-            self.bert = BertModel(config, add_pooling_layer=self.pooled)
+            self.bert = BertModel(config, add_pooling_layer=self._pools(config))
             self._make_head(config)
         self.reset_parameters()
 
     def _make_head(self, config: BertConfig) -> None:
         raise NotImplementedError
+
+    def _pools(self, config: BertConfig) -> bool:
+        return self.pooled
 
     def _states(self, input_ids: Any, *masks: Any) -> Tensor:
         """(B, T, C)"""
@@ -664,7 +687,7 @@ class BertForPreTraining(_Headed):
         states = self.bert(input_ids, attention_mask, token_type_ids, position_ids)
         words = _masked_lm_loss(self.cls.predictions, states.last_hidden_state, labels)
         follows = self.cls.seq_relationship(states.pooler_output)
-        pairs = ops.cross_entropy(follows, next_sentence_label)
+        pairs = ops.cross_entropy(follows, next_sentence_label, dtype=_wide(follows))
         return PreTrainingLosses(words + pairs, words, pairs)
 
 
@@ -707,7 +730,13 @@ def _masked_lm_loss(head: BertLMPredictionHead, x: Tensor, labels: Any) -> Tenso
     if wanted.shape != x.shape[:2]:
         raise ValueError(f"labels must have input_ids' shape {x.shape[:2]}, got {wanted.shape}")
     counted = wanted != IGNORE_INDEX
-    return ops.cross_entropy(head(_at(x, counted)), Tensor(wanted[counted]))
+    logits = head(_at(x, counted))
+    return ops.cross_entropy(logits, Tensor(wanted[counted]), dtype=_wide(logits))
+
+
+def _wide(logits: Tensor) -> Any:
+    """Of a loss: float32 at least, for in half precision it would lose digits, or be infinite."""
+    return backend.promote(logits.dtype, backend.float32)
 
 
 def _at(x: Tensor, positions: Any) -> Tensor:
@@ -745,7 +774,7 @@ class BertForNextSentencePrediction(_Headed):
     ) -> Tensor:
         """−mean ln p(labels[b]), labels (B,): 0 it follows, 1 it does not, −100 does not count"""
         logits = self(input_ids, attention_mask, token_type_ids, position_ids)
-        return ops.cross_entropy(logits, labels)
+        return ops.cross_entropy(logits, labels, dtype=_wide(logits))
 
 
 # --- heads of fine-tuning -------------------------------------------------------------------------
@@ -757,14 +786,32 @@ def _classifier_dropout(config: BertConfig) -> Dropout:
 
 
 class BertForSequenceClassification(_Headed):
-    """logits (B, N) = W dropout(pooled) + b: scores of the labels for the whole text"""
+    """logits (B, N) = W dropout(pooled) + b: scores of the labels for the whole text
+
+    `classifier_pooling` says what pooled is, where u and v are means over the first and the second
+    text (token_type_ids 0 and 1):
+
+        cls        tanh(W x₀ + b)              BERT's own
+        mean       mean of all x               as networks for sentence embeddings are trained
+        compare    [u, v, |u − v|, u ⊙ v]      pairs: what both have in common is there to be seen
+
+    For a BERT `transformers` knows only the first, and says that its pooler is missing where it
+    opens another. compare: Conneau et al., EMNLP 2017 (InferSent).
+    """
 
     architecture = "BertForSequenceClassification"
     pooled = True
 
+    def _pools(self, config: BertConfig) -> bool:
+        return config.classifier_pooling == "cls"
+
     def _make_head(self, config: BertConfig) -> None:
         self.dropout = _classifier_dropout(config)
-        self.classifier = Linear(config.hidden_size, config.num_labels)
+        compares = config.classifier_pooling == "compare"
+        if compares and config.type_vocab_size < 2:
+            raise ValueError("a BERT with type_vocab_size 1 cannot tell two texts to compare apart")
+        features = 4 if compares else 1
+        self.classifier = Linear(features * config.hidden_size, config.num_labels)
 
     def forward(
         self,
@@ -774,8 +821,24 @@ class BertForSequenceClassification(_Headed):
         position_ids: Any = None,
     ) -> Tensor:
         """The arguments are those of `BertModel.forward`."""
-        pooled = self._pooled(input_ids, attention_mask, token_type_ids, position_ids)
+        masks = attention_mask, token_type_ids, position_ids
+        if self.config.classifier_pooling == "compare":
+            pooled = self._compared(input_ids, *masks)
+        elif self.config.classifier_pooling == "mean":
+            pooled = self.bert.token_mean(input_ids, *masks)
+        else:
+            pooled = self._pooled(input_ids, *masks)
         return self.classifier(self.dropout(pooled))
+
+    def _compared(self, input_ids: Any, mask: Any, token_type_ids: Any, positions: Any) -> Tensor:
+        """[u, v, |u − v|, u ⊙ v], (B, 4 C); a mean over no token is 0"""
+        if token_type_ids is None:
+            raise ValueError("to compare two texts, token_type_ids must say which is which")
+        x = self._states(input_ids, mask, token_type_ids, positions)
+        types = as_array(token_type_ids, x.data)
+        seen = 1 if mask is None else as_array(mask, x.data)
+        u, v = (_weighted_mean(x, seen * (types == text)) for text in (0, 1))
+        return ops.concatenate([u, v, ops.abs(u - v), u * v], axis=1)
 
     def loss(
         self,
@@ -805,13 +868,16 @@ class BertForSequenceClassification(_Headed):
         problem = self.problem_type(target)
         if problem == "single_label_classification":
             return ops.cross_entropy(
-                logits, target, weight, IGNORE_INDEX, label_smoothing=label_smoothing
+                *(logits, target, weight, IGNORE_INDEX),
+                label_smoothing=label_smoothing,
+                dtype=_wide(logits),
             )
         if label_smoothing or (weight is not None and problem == "regression"):
             raise ValueError(f"weight and label_smoothing are not for {problem}")
         shape = logits.shape[:1] if logits.shape[1] == 1 and target.ndim == 1 else logits.shape
         if target.shape != shape:
             raise ValueError(f"labels of {problem} must be {shape}, got {target.shape}")
+        logits = logits.astype(_wide(logits))
         target = target.reshape(logits.shape).astype(logits.dtype)
         if problem == "regression":
             return ops.mse_loss(logits, target)
@@ -865,7 +931,9 @@ class BertForTokenClassification(_Headed):
         """
         logits = self(input_ids, attention_mask, token_type_ids, position_ids)
         return ops.cross_entropy(
-            logits, labels, weight, IGNORE_INDEX, label_smoothing=label_smoothing
+            *(logits, labels, weight, IGNORE_INDEX),
+            label_smoothing=label_smoothing,
+            dtype=_wide(logits),
         )
 
 
@@ -920,5 +988,7 @@ class BertForQuestionAnswering(_Headed):
         for scores, positions in zip(logits, (start_positions, end_positions), strict=True):
             places = as_array(positions, scores.data)
             places = Tensor(places + (places >= scores.shape[1]) * (IGNORE_INDEX - places))
-            losses.append(ops.cross_entropy(scores, places, ignore_index=IGNORE_INDEX))
+            losses.append(
+                ops.cross_entropy(scores, places, ignore_index=IGNORE_INDEX, dtype=_wide(scores))
+            )
         return (losses[0] + losses[1]) * 0.5

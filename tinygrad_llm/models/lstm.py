@@ -22,13 +22,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from tinygrad_llm import ops
+from tinygrad_llm import backend, ops
 from tinygrad_llm.models import checks
 from tinygrad_llm.models.padding import visible
 from tinygrad_llm.models.pretrained import PretrainedModel
 from tinygrad_llm.nn import LSTM, Dropout, Embedding, Linear, Module, Parameter, init
 from tinygrad_llm.nn.losses import head_cross_entropy
 from tinygrad_llm.nn.recurrent import State
+from tinygrad_llm.ops.convert import as_array
 from tinygrad_llm.tensor import Tensor
 
 MODEL_TYPE = "tinygrad-llm-lstm"
@@ -56,6 +57,7 @@ class LSTMConfig:
     eos_token_id: int | None = None
     bidirectional: bool = False  # for labels; a language model must not see what follows
     pooling: Pooling = "max"  # of a text's states, for its label
+    compare: bool = False  # whether a label is for two texts, which are pooled each for itself
     num_labels: int = 2  # N
     id2label: Mapping[int, str] | None = None  # None: LABEL_0, LABEL_1 …
 
@@ -76,6 +78,7 @@ class LSTMConfig:
         checks.check_choice("tie_word_embeddings", self.tie_word_embeddings, (True, False))
         checks.check_choice("bidirectional", self.bidirectional, (True, False))
         checks.check_choice("pooling", self.pooling, ("max", "mean"))
+        checks.check_choice("compare", self.compare, (True, False))
         for name in ("bos_token_id", "eos_token_id"):
             checks.check_token_id(name, getattr(self, name))
 
@@ -183,7 +186,9 @@ class _OnNetwork(PretrainedModel):
         raise NotImplementedError
 
     def init_parameter(self, name: str, parameter: Parameter) -> None:
-        """Embeddings and heads ± initializer_range; the LSTM ±1/√H, forget gates +1; biases 0.
+        """Embeddings ± initializer_range; the LSTM ±1/√H, forget gates +1; biases 0.
+
+        A head that scores tokens is as the embeddings, one that labels n features ±1/√n.
 
         What a forget gate begins with decides how long things are remembered at first: Jozefowicz
         et al., "An empirical exploration of recurrent network architectures", 2015.
@@ -196,7 +201,9 @@ class _OnNetwork(PretrainedModel):
             if ".lstm.bias_ih" in name:  # the gates are i, f, g, o
                 init.ones_(parameter.detach()[hidden : 2 * hidden])
         else:
-            init.uniform_(parameter, -self.config.initializer_range, self.config.initializer_range)
+            labels = name.startswith("classifier.")
+            most = parameter.shape[1] ** -0.5 if labels else self.config.initializer_range
+            init.uniform_(parameter, -most, most)
 
     def flops_per_token(self, context: int) -> int:
         """6 N: floating-point operations of a training step, for each token, whatever the context
@@ -282,13 +289,16 @@ class LSTMForSequenceClassification(_OnNetwork):
     """logits (B, N) = W dropout(pool h) + b: scores of the labels for the whole text
 
     `pooling` says how the states of a text become one: the largest value of each feature, or the
-    mean, over its real tokens.
+    mean, over its real tokens. With `compare` the two texts of a pair, token_type_ids 0 and 1,
+    become u and v, and what is looked at is [u, v, |u − v|, u ⊙ v], where what both have in common
+    is there to be seen. Conneau et al., EMNLP 2017 (InferSent).
     """
 
     architecture = "LSTMForSequenceClassification"
 
     def _make_head(self, config: LSTMConfig) -> None:
         features = config.n_hidden * (2 if config.bidirectional else 1)
+        features *= 4 if config.compare else 1
         self.classifier = Linear(features, config.num_labels)
 
     def forward(
@@ -299,8 +309,8 @@ class LSTMForSequenceClassification(_OnNetwork):
         Args:
             input_ids: (B, T) integers from 0 to V − 1
             attention_mask: (B, T), 1 for a token and then 0 for what fills up; None: all are tokens
-            token_type_ids: as a BERT takes them, and not needed: the mark between two texts is read
-                like any token
+            token_type_ids: (B, T), 0 in the first text and 1 in the second, with `compare`; else
+                not needed: the mark between two texts is read like any token
         """
         ids = ops.as_tensor(input_ids)
         seen = visible(attention_mask, ids)
@@ -310,7 +320,18 @@ class LSTMForSequenceClassification(_OnNetwork):
                 "before all 0"
             )
         x, _ = self.network(ids, None, seen.lengths)  # (B, T, D·H)
-        return self.classifier(pooled(x, seen.lengths, self.config.pooling))
+        if self.config.compare:
+            return self.classifier(self._compared(x, seen.lengths, token_type_ids))
+        return self.classifier(pooled(x, _first(seen.lengths, x), self.config.pooling))
+
+    def _compared(self, x: Tensor, lengths: Any, token_type_ids: Any) -> Tensor:
+        """[u, v, |u − v|, u ⊙ v], (B, 4 D·H)"""
+        if token_type_ids is None:
+            raise ValueError("to compare two texts, token_type_ids must say which is which")
+        types, real = as_array(token_type_ids, x.data), _first(lengths, x)
+        parts = ((types == text) if real is None else (types == text) & real for text in (0, 1))
+        u, v = (pooled(x, part, self.config.pooling) for part in parts)
+        return ops.concatenate([u, v, ops.abs(u - v), u * v], axis=1)
 
     def loss(
         self,
@@ -326,21 +347,30 @@ class LSTMForSequenceClassification(_OnNetwork):
         labels (B,) integers, −100 for those that do not count; weight (N,), how much each counts.
         """
         logits = self(input_ids, attention_mask, token_type_ids)
-        return ops.cross_entropy(logits, labels, weight, label_smoothing=label_smoothing)
+        wide = backend.promote(logits.dtype, backend.float32)  # in half precision it loses digits
+        return ops.cross_entropy(
+            logits, labels, weight, label_smoothing=label_smoothing, dtype=wide
+        )
 
 
-def pooled(x: Tensor, lengths: Any, how: Pooling) -> Tensor:
-    """(B, C): the largest or the mean of x[b, 0 … lengths[b] − 1], for x (B, T, C)
-
-    lengths (B,), None for all T; a text of length 0 gives zeros.
-    """
+def _first(lengths: Any, x: Tensor) -> Any:
+    """(B, T) booleans: whether token t of text b is among its first lengths[b]; None for all."""
     if lengths is None:
-        return ops.max(x, axis=1) if how == "max" else ops.mean(x, axis=1)
+        return None
     counts = ops.as_tensor(lengths).to(x.device).data
-    steps = ops.arange(x.shape[1], device=x.device).data
-    real = (steps < counts[:, None])[:, :, None]  # (B, T, 1)
+    return ops.arange(x.shape[1], device=x.device).data < counts[:, None]
+
+
+def pooled(x: Tensor, real: Any, how: Pooling) -> Tensor:
+    """(B, C): the largest or the mean of x[b, t] over the t where real[b, t], for x (B, T, C)
+
+    real (B, T) booleans, None for all T; a text of which nothing is real gives zeros.
+    """
+    if real is None:
+        return ops.max(x, axis=1) if how == "max" else ops.mean(x, axis=1)
+    counts = real.sum(axis=1, keepdims=True)
     if how == "mean":
         shares = 1.0 / counts.clip(1).astype(x.dtype)
-        return ops.where(real, x, 0.0).sum(axis=1) * shares[:, None]
-    largest = ops.max(ops.where(real, x, -1e30), axis=1)
-    return ops.where((counts > 0)[:, None], largest, 0.0)
+        return ops.where(real[:, :, None], x, 0.0).sum(axis=1) * shares
+    largest = ops.max(ops.where(real[:, :, None], x, -1e30), axis=1)
+    return ops.where(counts > 0, largest, 0.0)
