@@ -9,6 +9,7 @@ import pytest
 
 from tinygrad_llm.cli import COMMANDS, main
 from tinygrad_llm.cli.completion import FORMS, commands
+from tinygrad_llm.finetune.config import TASKS
 from tinygrad_llm.train.config import PRESETS
 
 # Ends at the cursor; the last word is the one that is being written.
@@ -22,7 +23,7 @@ QUESTIONS = {
     "tinygrad-llm pretrain gpt --weight": {"--weight-decay"},
     "tinygrad-llm pretrain gpt --steps ": set(),
     "tinygrad-llm generate --num-b": {"--num-beams"},
-    "tinygrad-llm finetune ": {"classify", "pair", "tag", "translate"},
+    "tinygrad-llm finetune ": {*TASKS},
     "tinygrad-llm finetune tag --lon": {"--long"},
     "tinygrad-llm finetune pair --header ": {"auto", "yes", "no"},
     "tinygrad-llm finetune pair --step": set(),

@@ -20,6 +20,7 @@ import pytest
 from tinygrad_llm.cli import COMMANDS, OVERVIEW, main
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.models.bert import BertConfig, BertModel
+from tinygrad_llm.models.t5 import T5, T5Config
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 EXAMPLE = re.compile(r"^  ((?:cat \S+ \| )?tinygrad-llm .*)$", re.MULTILINE)
@@ -27,7 +28,7 @@ _NETWORK = "--n-layer 2 --n-head 2 --n-embd 8 --context 32 --vocab-size 300"
 _LENGTH = "--steps 2 --warmup 1 --batch-size 2 --accumulate 1 --max-new-tokens 2"
 _OFTEN = "--eval-every 1 --eval-batches 1 --checkpoint-every 1"
 SMALL = f"{_NETWORK} {_LENGTH} {_OFTEN}".split()
-FINETUNE = ["--preset", "tiny", "--epochs", "1", "--max-length", "16", "--quiet"]
+FINETUNE = ["--preset", "tiny", "--epochs", "1", "--max-length", "32", "--quiet"]
 
 
 def helps():
@@ -64,6 +65,9 @@ def prepared(tmp_path_factory):
         (folder / name).write_text(text)
     (folder / "web").mkdir()
     lines = [json.dumps({"body": line, "text": line}) for line in text.splitlines()]
+    (folder / "notes").mkdir()
+    (folder / "notes/one.md").write_text(text)
+    (folder / "posts.csv").write_text("title,body\n" + "one,One more time\n" * 40)
     for name in ("web.jsonl", "web/a.jsonl", "web/b.jsonl"):
         (folder / name).write_text("\n".join(lines))
     for run in ("runs/book", "runs/book-2"):
@@ -84,14 +88,26 @@ def prepare_labelled(folder):
         "reviews.csv": ("review,stars", "{0},{1}"),
         "pairs.csv": ("text1,text2,label", "{0},{0},{1}"),
         "pairs2.tsv": ("source\ttarget", "{0}\t{0}"),
+        "questions.csv": ("question,context,answer", "what is no {1}?,{0},film"),
+        "eng-fra.txt": ("", "{0}\tun film {1}\tby N. N."),
         "train.tsv": ("", "{0}\t{1}"),
         "dev.tsv": ("", "{0}!\t{1}"),
     }
     for name, (head, line) in tables.items():
         lines = ([head] if head else []) + [line.format(*row) for row in rows]
         (folder / name).write_text("\n".join(lines) + "\n")
+    questions = [
+        {"id": str(i), "question": "what is dull?", "answers": [{"text": "film"}]} for i in range(8)
+    ]
+    squad = {"data": [{"paragraphs": [{"context": "a dull film", "qas": questions}]}]}
+    for name in ("train-v2.0.json", "dev-v2.0.json"):
+        (folder / name).write_text(json.dumps(squad))
     for name in ("train.conll", "dev.conll"):
         (folder / name).write_text("Ada B-PER\nwent O\n. O\n\n" * 12)
+    names = '[names]\ntask = "tag"\ndata = "train.conll"\n'
+    labelled = 'text_column = "review"\nlabel_column = "stars"\n'
+    reviews = f'[reviews]\ntask = "classify"\ndata = "reviews.csv"\n{labelled}'
+    (folder / "tasks.toml").write_text(names + reviews)
     tokenizer = Tokenizer.wordpiece("a fine dull film Ada went " * 3, 60)
     config = BertConfig(
         vocab_size=tokenizer.vocab_size,
@@ -102,9 +118,23 @@ def prepare_labelled(folder):
     )
     BertModel(config).save_pretrained(folder / "my-bert")
     tokenizer.save(folder / "my-bert")
+    bpe = Tokenizer.bpe("translate English to French: a fine dull film " * 3, 320)
+    t5 = T5Config(
+        bpe.vocab_size,
+        d_model=8,
+        d_kv=4,
+        d_ff=8,
+        num_layers=1,
+        num_heads=2,
+        eos_token_id=bpe.eos_id,
+    )
+    T5(t5).save_pretrained(folder / "my-t5")
+    bpe.save(folder / "my-t5")
     where = ["--data", str(folder / "reviews.csv"), "--text-column", "review", *FINETUNE]
     where += ["--label-column", "stars", "--run", str(folder / "runs/reviews")]
     assert main(["finetune", "classify", *where]) == 0
+    where = ["--data", str(folder / "tasks.toml"), "--run", str(folder / "runs/several")]
+    assert main(["finetune", "multi", *where, *FINETUNE]) == 0
 
 
 @pytest.fixture
@@ -127,12 +157,16 @@ def words_of(example, monkeypatch):
         shutil.rmtree("runs/book/checkpoints/step-000500")
         words += ["--steps", "3", "--max-new-tokens", "2"]
     elif words[0] == "finetune" and "--resume" not in words:
-        words += [*FINETUNE, "--run", "new-run"]
+        short = FINETUNE[2:] if "--preset" in words else FINETUNE
+        words += [*short, "--run", "new-run"]
         files = {
             "classify": "train.tsv",
             "pair": "pairs.csv",
             "tag": "train.conll",
             "translate": "pairs2.tsv",
+            "multi": "tasks.toml",
+            "qa": "questions.csv",
+            "lm": "other.txt",
         }
         if "builtin" in words:  # it takes its time
             words[words.index("builtin")] = files[words[1]]
@@ -199,7 +233,7 @@ def test_the_examples_run_as_json(example, here, capsys, monkeypatch):
         (["pretrain", "gpt", "--preset", "tiny", "--data", "book.txt", *SMALL], 1),
         (["generate", "--model", "runs/book", "--max-new-tokens", "3"], None),
         (["evaluate", "--model", "runs/book"], 4),
-        (["runs"], 4),
+        (["runs"], 5),
         (["runs", "compare", "runs/book", "runs/book-2"], None),
         (["tokenizer", "train", "--data", "book.txt", "--kind", "char", "--out", "new"], 2),
         (["gradcheck", "Tanh"], 1),

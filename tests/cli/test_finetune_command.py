@@ -10,6 +10,7 @@ import pytest
 from tinygrad_llm.cli import finetune as command
 from tinygrad_llm.cli import main
 from tinygrad_llm.cli.errors import UsageError
+from tinygrad_llm.data import builtin
 from tinygrad_llm.finetune import config as finetune_config
 from tinygrad_llm.train.trainer import Trainer
 
@@ -67,6 +68,25 @@ def test_json_is_an_object_a_line_and_quiet_one_line(files, capsys):
     assert err == ""
 
 
+def test_questions_of_the_standard_library_are_answered(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(builtin, "_MOST", {"train": 200, "validation": 50})
+    where = ["--data", "builtin", "--run", "qa"]
+    assert main(finetune("qa", *where)) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert re.search(r"this model +\d+\.\d\d +\d+\.\d\d +50\n", out)
+    assert "always 'None'" in out
+    assert "the usual answer in the context" in out
+    assert {p.name for p in Path("qa").iterdir()} >= {"metrics.json", "metrics.png"}
+    Path("new.csv").write_text('question,context\nWhat is the default of b?,"f(a, b=None)"\n')
+    assert main(["predict", "--model", "qa", "--data", "new.csv"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["answer"] in found["context"]
+    assert main(["predict", "--model", "qa", "--data", "new.csv", "--context-column", "x"]) == 2
+    assert "has no column 'x'" in capsys.readouterr().err
+
+
 def test_answers_about_the_file_are_flags_with_and_without_a_word():
     def data(*flags):
         return command.read_options(["classify", *flags]).settings.data
@@ -95,7 +115,7 @@ def test_a_task_has_its_own_numbers_below_preset_file_and_flags(tmp_path):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ([], "finetune what? Expected classify, pair, tag, translate, got nothing"),
+        ([], f"finetune what? Expected {', '.join(finetune_config.TASKS)}, got nothing"),
         (["clasify"], "did you mean 'classify'"),
         (["classify", "--lrr", "1"], "did you mean --lr"),
         (["classify", "--epochs", "0"], "train.epochs must be at least 1, got 0"),
@@ -111,6 +131,13 @@ def test_a_task_has_its_own_numbers_below_preset_file_and_flags(tmp_path):
         (["classify", "--data", "builtin", "--val-data", "reviews.csv"], "leave out --val-data"),
         (["pair", "--data", "bare.csv", "--no-header"], "--label-column"),
         (["classify", "--model", "none", "--data", "bare.csv"], "'none'"),
+        (["pair", "--data", "reviews.csv", "--answer-column", "stars"], "finetune qa"),
+        (["qa", "--data", "reviews.csv"], "which column is the question"),
+        (["qa", "--data", "bad.json"], "is not JSON"),
+        (["qa", "--data", "absent.jsonl"], "absent.jsonl': the answer 'Oslo' does not stand in"),
+        (["classify", "--prefix", "x"], "--prefix is for translations"),
+        (["translate", "--label-smoothing", "1"], "train.label_smoothing must be in [0, 1)"),
+        (["translate", "--layer-decay", "0.9"], "--layer-decay is for a stack of layers"),
         (["tag", "--data", "broken.conll"], "line 3"),
         (["tag", "--data", "untagged.conll"], "has one column, expected a word and its tag"),
         (["classify", "--data", "empty.csv"], "is empty"),
@@ -122,6 +149,9 @@ def test_what_cannot_be_is_said_in_one_sentence(words, why, files, capsys):
     Path("broken.conll").write_text("Ada B-PER\nwent O\nhome\n. O\n")
     Path("untagged.conll").write_text("Ada\nwent\n")
     Path("empty.csv").write_text("")
+    Path("bad.json").write_text("{")
+    absent = {"question": "who?", "context": "Ada in Rome", "answer": "Oslo"}
+    Path("absent.jsonl").write_text(json.dumps(absent))
     assert main(["finetune", *words]) == 2
     out, err = capsys.readouterr()
     assert out == "" or "data:" in out

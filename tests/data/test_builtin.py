@@ -90,6 +90,8 @@ def test_tables_are_large_enough_and_share_nothing(task: str):
         for question, context, answer, start in rows:
             assert context[int(start) :].startswith(answer)
             assert question.endswith("?")
+    if task == "lm":
+        assert all(compile(text, "it", "exec", dont_inherit=True) for (text,) in rows[:100])
     if task == "translate":
         assert all(source == target.replace(" ", "") != target for source, target in rows)
         assert len({source for source, _ in rows}) == len(rows)  # one right answer each

@@ -122,6 +122,7 @@ def test_a_run_learns_scores_its_best_checkpoint_and_predicts(data, tmp_path):
     assert "always 'neg'" in report.text()
     found = json.loads((tmp_path / "run/metrics.json").read_text())
     assert found["accuracy"] == 1.0
+    assert (tmp_path / "run/metrics.txt").read_text() == report.text() + "\n"
     assert found["checkpoint"] == f"step-{ready.trainer.best['step']:06d}"
     assert why_not or (tmp_path / "run/metrics.png").stat().st_size > 1000
     saved = json.loads((tmp_path / "run/checkpoints/best/config.json").read_text())
@@ -149,6 +150,70 @@ def test_the_report_is_of_the_best_checkpoint_and_not_of_the_last(data, tmp_path
     report, _ = ready.report()
     assert report.scores.accuracy == ready.task.evaluate(model)["val_accuracy"]
     assert report.scores.accuracy == ready.trainer.best["val_accuracy"]
+
+
+def test_with_an_average_it_is_what_is_scored_kept_and_predicted_with(data, tmp_path):
+    ready = start(config_of(data, epochs=2, lr=1e-2, ema=0.9), tmp_path / "run")
+    ready.trainer.fit()
+    report, _ = ready.report()
+    best = ready.run.checkpoint("best")
+    raw, average = (
+        BertForSequenceClassification.from_pretrained(folder) for folder in (best, best / "ema")
+    )
+    assert any((a != b).any() for a, b in zip(*map(arrays_of, (raw, average)), strict=True))
+    scores = ready.task.evaluate(average)
+    record = ready.trainer.best
+    assert record["val_loss"] == scores["val_loss"] != ready.task.evaluate(raw)["val_loss"]
+    assert report.scores.accuracy == scores["val_accuracy"]
+    predictor = Predictor.open(str(tmp_path / "run"))
+    assert predictor.task == "classify"
+    taken = arrays_of(predictor.fitted.model)
+    assert all((a == b).all() for a, b in zip(taken, arrays_of(average), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("modes", "asked", "expected"),
+    [
+        (["mean_tokens"], "auto", "mean"),
+        (["mean_tokens"], "cls", "cls"),
+        (["cls_token"], "auto", "cls"),
+        (["mean_tokens", "max_tokens"], "auto", "cls"),
+        (None, "auto", "cls"),
+        (None, "mean", "mean"),
+    ],
+)
+def test_pooling_is_as_the_checkpoint_was_trained(data, bert, tmp_path, modes, asked, expected):
+    if modes is not None:
+        written = {f"pooling_mode_{mode}": True for mode in modes} | {"pooling_mode_x": False}
+        (tmp_path / "bert/1_Pooling").mkdir()
+        (tmp_path / "bert/1_Pooling/config.json").write_text(json.dumps(written))
+    config = config_of(data, checkpoint=bert, pooling=asked)
+    ready = start(config, tmp_path / "run")
+    assert ready.model.config.classifier_pooling == expected
+
+
+def test_comparing_is_for_pairs():
+    assert config_of(task="pair", pooling="compare").model.pooling == "compare"
+    with pytest.raises(ConfigError, match="--pooling compare is for pairs of texts"):
+        config_of(task="classify", pooling="compare")
+
+
+def arrays_of(model):
+    return [p.numpy() for p in model.parameters()]
+
+
+def test_a_preset_of_one_task_is_refused_by_others():
+    assert finetune_config.preset("ner", "tag").train.ema == 0.995
+    with pytest.raises(ConfigError, match="the preset ner is for tag, not for pair"):
+        finetune_config.preset("ner", "pair")
+
+
+def test_a_run_without_time_for_a_step_is_scored_as_it_begins(data, tmp_path):
+    ready = start(config_of(data, max_seconds=1e-6), tmp_path / "run")
+    ready.trainer.fit()
+    assert ready.trainer.step == 0
+    report, _ = ready.report()
+    assert report.scores.accuracy == ready.run.metrics()[0]["val_accuracy"]
 
 
 def stop_at(ready, step):
@@ -269,6 +334,12 @@ def test_a_head_for_the_same_labels_goes_on_and_another_is_refused(data, tmp_pat
     fresh.run.close()
 
 
+def test_a_file_with_a_header_alone_is_refused(tmp_path):
+    (tmp_path / "one.csv").write_text("\ufefftext,label\n")
+    with pytest.raises(ValueError, match="a single row of data, 'text' with the label 'label'"):
+        start(config_of((str(tmp_path / "one.csv"), "")), tmp_path / "run")
+
+
 def test_what_cannot_be_fine_tuned_is_said(bert, data, tmp_path):
     gpt = tmp_path / "gpt"
     GPT(GPTConfig(vocab_size=30, n_positions=8, n_embd=8, n_layer=1, n_head=1)).save_pretrained(gpt)
@@ -366,6 +437,26 @@ def test_several_processes_share_a_step_also_with_frozen_layers(bert, data, tmp_
     two.trainer.fit()
     losses = [one.trainer.best["val_loss"], two.trainer.best["val_loss"]]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)  # dropout is drawn otherwise
+
+
+def test_tags_that_mark_no_entities_are_scored_as_words(tmp_path):
+    (tmp_path / "train.conll").write_text("Ada X-PER\nran O\n\nBob X-PER\nran O\n")
+    (tmp_path / "dev.conll").write_text("Ada I-PER\nran O\n")
+    files = str(tmp_path / "train.conll"), str(tmp_path / "dev.conll")
+    ready = start(config_of(files, task="tag"), tmp_path / "run")
+    ready.trainer.fit()
+    report, _ = ready.report()
+    assert report.scores.entities is None
+    assert report.scores.words.rows["I-PER"].support == 1
+    with pytest.raises(ValueError, match=r"train.*line 1: the tag 'X-PER' is not 'O'.*as IOB1"):
+        read_and_begin(config_of(files[::-1], task="tag"))
+
+
+def read_and_begin(config):
+    kind = KINDS[config.task]
+    train, held = read(config, QuietLog())
+    tokenizer, model = kind.begin(config, train, QuietLog())
+    return kind.task(config, train, held, tokenizer, model)
 
 
 # --- translations ---------------------------------------------------------------------------------

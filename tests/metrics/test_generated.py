@@ -7,6 +7,7 @@ import pytest
 from tinygrad_llm.metrics.generated import (
     answer_scores,
     normal_answer,
+    sentence_chrf,
     translation_scores,
     word_f1,
 )
@@ -24,6 +25,20 @@ def test_translations_beside_copying():
     worse = translation_scores(["der Hund läuft", references[1]], references)
     assert 0 < worse.bleu < 100
     assert (worse.exact, worse.copied, worse.count) == (50, None, 2)
+
+
+def test_sentences_one_by_one():
+    found = sentence_chrf(["je suis ici", "x", ""], [["non", "je suis ici"], ["je"], ["je"]])
+    assert found[0] == pytest.approx(100)
+    assert found[1:] == [0, 0]
+    with pytest.raises(ValueError, match="expected 1 references, got 0"):
+        sentence_chrf(["a"], [])
+
+
+def test_copying_is_scored_in_all_ways():
+    scores = translation_scores(["a b", "c"], [["x"], ["c", "d"]], ["x", "d"])
+    assert (scores.copied_exact, scores.copied_chrf) == (100, pytest.approx(100))
+    assert scores.exact == 50
 
 
 def test_bleu_by_hand():

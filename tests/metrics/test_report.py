@@ -1,6 +1,7 @@
 """Reports: what stands in them, how wide they are, and that they cannot mislead."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tinygrad_llm.metrics.report import (
     GeneratedReport,
     label_report,
     tag_report,
+    translation_report,
     write_metrics,
 )
 
@@ -110,6 +112,28 @@ def test_generated_texts():
     assert text.endswith("note: 1 cut")
 
 
+def test_a_handful_of_translations_is_shown():
+    sources = [f"source {i}" for i in range(12)]
+    written = [f"written {i}" for i in range(12)]
+    sources[2], written[4] = "a\nb " + "long " * 40, "\t\n"
+    references = [[f"target {i}", "another", "a third"][: 1 + i % 3] for i in range(12)]
+    report = translation_report(written, references, sources, name="eng-fra", notes=["1 cut"])
+    text = report.text()
+    assert max(map(len, text.split("\n"))) <= WIDTH
+    lines = [line.split(maxsplit=1) for line in text.split("\n") if line.startswith("  ")]
+    shown = [tuple(line[1] if len(line) > 1 else "" for line in lines[i : i + 3]) for i in (0, 3)]
+    assert shown[0] == ("source 0", "target 0", "written 0")
+    assert shown[1][0].startswith("a b long long")
+    assert shown[1][0].endswith("…")
+    assert shown[1][1] == "target 2 (or 2 more)"
+    assert [line[1] for line in lines[::3][2:]] == ["source 4", "source 7", "source 9"]
+    assert text.endswith("note: 1 cut")
+    assert "source 0" not in json.dumps(report.as_dict())
+    assert translation_report(written, references, sources).text().count("\n  source ") == 5
+    few = translation_report(written[:2], references[:2], sources[:2])
+    assert few.text().count("\n  source ") == 2
+
+
 def test_metrics_json(tmp_path: Path):
     report = tag_report(GOLD, GUESS, name="dev")
     file = write_metrics(tmp_path / "metrics.json", report, seconds=1.5)
@@ -128,6 +152,22 @@ def test_metrics_json(tmp_path: Path):
         assert json.loads(write_metrics(file, other).read_text(encoding="utf-8"))["notes"] == []
     with pytest.raises(ValueError, match="JSON"):
         write_metrics(file, report, loss=float("nan"))
+
+
+def test_metrics_that_cannot_be_written_leave_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = write_metrics(tmp_path / "metrics.json", label_report(["a"], ["a"], name="old"))
+    before = file.read_bytes()
+
+    def fails(*_: object):
+        raise OSError("power cut")
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OSError, match="power cut"):
+        write_metrics(file, label_report(["a"], ["b"], name="new"))
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == ["metrics.json"]
 
 
 def test_predictions_that_do_not_fit():

@@ -16,6 +16,7 @@ from tyro.conf import Fixed, FlagCreatePairsOff, Positional, Suppress, arg
 from tinygrad_llm.cli.arguments import parse
 from tinygrad_llm.cli.errors import UsageError
 from tinygrad_llm.data import corpora, download
+from tinygrad_llm.finetune.config import TASKS
 from tinygrad_llm.kernels.compile import kernels
 from tinygrad_llm.train.config import ARCHITECTURES, TOKENIZERS
 
@@ -37,10 +38,7 @@ examples:
 # last word.
 FORMS = {
     **{f"pretrain {kind}": ("pretrain", "OPTIONS") for kind in ARCHITECTURES},
-    "finetune classify": ("finetune", "Options"),
-    "finetune pair": ("finetune", "Options"),
-    "finetune tag": ("finetune", "Options"),
-    "finetune translate": ("finetune", "Options"),
+    **{f"finetune {task}": ("finetune", "Options") for task in TASKS},
     "predict": ("predict", "Options"),
     "generate": ("generate", "Options"),
     "evaluate": ("evaluate", "Options"),

@@ -24,26 +24,53 @@ if TYPE_CHECKING:
     from tinygrad_llm.finetune.run import Finetuning
 
 HELP = """\
-Fine-tune a model on labelled data, and score it: a label for a text (classify), for a pair of
-texts (pair), or for each word of a sentence (tag); or another text for a text (translate).
+Fine-tune a model on data of one's own, or on built-in data, and score it:
 
-The data is built in or a file: CSV, TSV or JSONL; for tag CoNLL columns or JSONL. --model is a
-folder with a BERT (or a run, or a name on the Hugging Face hub); without it a small model begins at
-random. A run leaves a folder with its configuration, loss curve, the best checkpoint, and its
-scores in metrics.json and metrics.png. `tinygrad-llm predict --model RUN` labels new texts.
+  classify   a label for a text             pair       a label for two texts
+  tag        a label for each word          qa         the passage that answers a question
+  translate  another text for a text        lm         the next token of texts
+  multi      several of the first four, by one encoder with a head for each
+
+The data is built in or a file: CSV, TSV or JSONL; for tag CoNLL columns or JSONL, for qa also
+SQuAD's JSON; for lm whatever `pretrain` learns from, or a column of CSV or TSV, a document a row.
+For multi it is a TOML file with a section for each task. Its keys are the flags about its data,
+with paths relative to the file, and weight, batch_size, max_length, long, metric, class_weights:
+
+  [reviews]                   [names]
+  task = "classify"           task = "tag"
+  data = "reviews.csv"        data = "train.conll"
+  label_column = "stars"      weight = 0.5
+
+--model is a folder with a BERT, for lm with a GPT, a Llama or an LSTM, for translate with a T5 (or
+a run, or a name on the Hugging Face hub); without it a small model begins at random. A run leaves
+a folder with its configuration, loss curve, the best checkpoint, and its scores in metrics.json,
+metrics.txt and metrics.png, beside those of what is had for nothing. `tinygrad-llm predict --model
+RUN` labels new texts.
 What counts, in this order: the preset, over it the --config file, over it the flags.
 
 examples:
   tinygrad-llm finetune classify --data builtin
-  tinygrad-llm finetune pair --data builtin --encoder bilstm
+  tinygrad-llm finetune pair --data builtin
   tinygrad-llm finetune tag --data builtin
+  tinygrad-llm finetune qa --data builtin
   tinygrad-llm finetune translate --data builtin
+  tinygrad-llm finetune lm --data builtin --model runs/book
+  tinygrad-llm finetune multi --data builtin
+
   tinygrad-llm finetune classify --data reviews.csv --text-column review --label-column stars
   tinygrad-llm finetune classify --data train.tsv --val-data dev.tsv --no-header --model my-bert
-  tinygrad-llm finetune pair --data pairs.csv --model my-bert --epochs 4 --class-weights balanced
-  tinygrad-llm finetune tag --data train.conll --val-data dev.conll --model my-bert
   tinygrad-llm finetune classify --data reviews.csv --text-column review --label-column stars \
 --long windows --freeze embeddings 'layer.[0-2]' --model my-bert
+  tinygrad-llm finetune pair --data pairs.csv --model my-bert --epochs 4 --class-weights balanced
+  tinygrad-llm finetune tag --data train.conll --val-data dev.conll --preset ner-bilstm
+  tinygrad-llm finetune tag --data train.conll --val-data dev.conll --preset ner --model my-bert
+  tinygrad-llm finetune qa --data train-v2.0.json --val-data dev-v2.0.json --model my-bert
+  tinygrad-llm finetune translate --data eng-fra.txt --epochs 40
+  tinygrad-llm finetune translate --data eng-fra.txt --model my-t5 \
+--prefix 'translate English to French: '
+  tinygrad-llm finetune lm --data 'notes/*.md' --model runs/book --max-length 32 --freeze wte wpe
+  tinygrad-llm finetune lm --data posts.csv --text-column body --model runs/book --epochs 5
+  tinygrad-llm finetune multi --data tasks.toml --model my-bert
   tinygrad-llm finetune --resume runs/reviews --epochs 4
 """
 
@@ -192,7 +219,12 @@ def _show(ready: Finetuning, options: Options) -> None:
     print(f"\nrun folder: {folder}")
     print(f"scores:     {folder / 'metrics.json'}")
     quoted = shlex.quote(str(folder))
-    print(f"predict:    {program()} predict --model {quoted} --data FILE")
+    if ready.config.task == "lm":
+        print(f'generate:   {program()} generate --model {quoted} --prompt "…"')
+        print(f"evaluate:   {program()} evaluate --model {quoted} --data FILE")
+    else:
+        which = " --task NAME" if ready.config.task == "multi" else ""
+        print(f"predict:    {program()} predict --model {quoted}{which} --data FILE")
     more = f"--epochs {2 * ready.config.train.epochs}"
     print(f"resume:     {program()} finetune --resume {quoted} {more}")
 

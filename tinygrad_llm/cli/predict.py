@@ -26,15 +26,18 @@ Label new texts with a fine-tuned model: JSONL, an object for each row of the da
   pair       the same with text1 and text2
   translate  line, text, translation
   tag        line, words, tags, and spans: the type of each, its first word and the one behind it
+  qa         line, question, context, answer, its first character and the one behind it, probability
 
 The data is a file as for `finetune` (labels in it are not looked at), or '-': a text a line from
-standard input, a pair with a tab between, words with blanks between.
+standard input, a pair with a tab between, words with blanks between; for qa a question, a tab and
+its context. Questions may also be in SQuAD's JSON, where each has an id in place of a line.
 
 examples:
   tinygrad-llm predict --model runs/reviews --data reviews.csv
   tinygrad-llm predict --model runs/reviews --data reviews.csv --text-column review --output \
 labels.jsonl
   cat book.txt | tinygrad-llm predict --model runs/reviews --data -
+  tinygrad-llm predict --model runs/several --task names --data dev.conll
 """
 
 
@@ -45,11 +48,17 @@ class Options:
     model: Annotated[str, arg(metavar="RUN|FOLDER")]
     """A run folder of `finetune` (its best checkpoint is taken), or a checkpoint."""
     data: Annotated[str, arg(metavar="FILE|-")]
-    """CSV, TSV or JSONL; for tag CoNLL columns or JSONL; -: lines from standard input."""
+    """CSV, TSV or JSONL; for tag CoNLL columns, for qa also SQuAD's JSON; -: standard input."""
+    task: Annotated[str, arg(metavar="NAME", help_behavior_hint="")] = ""
+    """Which head, of a run of multi: the name of its task."""
     text_column: Annotated[str, arg(metavar="COLUMN", help_behavior_hint="")] = ""
     """The column of the text (of words, for tag): its name, or its number from 1."""
     second_column: Annotated[str, arg(metavar="COLUMN", help_behavior_hint="")] = ""
     """The column of the second text, for pair."""
+    question_column: Annotated[str, arg(metavar="COLUMN", help_behavior_hint="")] = ""
+    """The column of the question, for qa."""
+    context_column: Annotated[str, arg(metavar="COLUMN", help_behavior_hint="")] = ""
+    """The column of the context, for qa."""
     header: Literal["auto", "yes", "no"] = "auto"
     """Whether the first line names the columns: --header, --no-header, or what it looks like."""
     quoted: Literal["auto", "yes", "no"] = "auto"
@@ -70,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
 
     with user_input():
         device, _ = choose_device(options.device)
-        found, notes = _found(Predictor.open(options.model, device), options)
+        found, notes = _found(Predictor.open(options.model, device, options.task), options)
     for note in [] if options.quiet else notes:
         print(printable(f"note: {note}"), file=sys.stderr)
     with user_input(), _out(options.output) as out:
@@ -94,6 +103,8 @@ def _found(predictor: Predictor, options: Options) -> tuple[Iterator[dict[str, A
         options.second_column,
         answers[options.header],
         answers[options.quoted],
+        options.question_column,
+        options.context_column,
     )
     return predictor.of_file(options.data, columns)
 

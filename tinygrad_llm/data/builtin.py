@@ -6,6 +6,7 @@
     next        a paragraph, another one → whether it is the one that follows
     translate   a name run together, 'getdefaultencoding' → its words, 'get default encoding'
     qa          the head of a function and a question → what stands there as the answer
+    lm          short functions as they stand, to go on writing
 
 All labels are read off the source, so they are right and cost nothing. Nothing of a document is in
 both splits: a document is a module, and for `classify`, whose label it is, a class or function at
@@ -22,6 +23,7 @@ import io
 import json
 import keyword
 import re
+import textwrap
 import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,6 +77,7 @@ def load(task: str) -> Builtin:
     pair        text1, text2, label ('yes' or 'no'); so has `next`
     translate   source, target
     qa          question, context, answer, start (the place of the answer in the context)
+    lm          text
 
     Raises ValueError, with the nearest name, where there is none; FileNotFoundError where Python
     came without its source.
@@ -603,6 +606,31 @@ def _questions(
             yield f"Which parameter comes after {word}?", context, *places[i + 1][0]
 
 
+# --- lm: the code itself --------------------------------------------------------------------------
+
+
+_FUNCTIONS = {"train": 3000, "validation": 400}
+
+
+def _lm(modules: Iterable[corpora.Module]) -> Builtin:
+    splits = _Splits()
+    for module in modules:
+        lines = module.source.split("\n")  # as `ast` counts them
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                text = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+                if 100 <= len(text) <= 1000 and text.startswith(("def ", "async ")):
+                    splits.add(module.name, text)
+        if all(len(getattr(splits, split)) >= most for split, most in _FUNCTIONS.items()):
+            break
+    train, validation = (
+        _table(f"built-in lm, {split}", ("text",), _fewer(rows, split)[: _FUNCTIONS[split]])
+        for split, rows in (("train", splits.train), ("validation", splits.validation))
+    )
+    about = "functions of the standard library of 100 to 1,000 characters, each a document"
+    return Builtin("lm", train, validation, about)
+
+
 _BUILDERS: dict[str, Callable[[Iterable[corpora.Module]], Builtin]] = {
     "tag": _tag,
     "classify": _classify,
@@ -610,4 +638,5 @@ _BUILDERS: dict[str, Callable[[Iterable[corpora.Module]], Builtin]] = {
     "next": _next,
     "translate": _translate,
     "qa": _qa,
+    "lm": _lm,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.finetune.config import FinetuneModel
 from tinygrad_llm.models import auto, hub
-from tinygrad_llm.models.bert import BertConfig
+from tinygrad_llm.models.bert import BertConfig, Pooling
 from tinygrad_llm.models.pretrained import check_vocabulary
+from tinygrad_llm.train import checkpoint
 from tinygrad_llm.train.config import ConfigError
 from tinygrad_llm.train.log import Log
 from tinygrad_llm.train.run import find_checkpoint
@@ -19,7 +21,14 @@ from tinygrad_llm.train.run import find_checkpoint
 
 def model_folder(name: str) -> Path:
     """The folder of a model: of a run its best checkpoint; or a name on the hub, fetched."""
-    return find_checkpoint(name) if Path(name).expanduser().exists() else hub.find(name)
+    found = Path(name).expanduser()
+    return averaged(find_checkpoint(found)) if found.exists() else hub.find(name)
+
+
+def averaged(folder: Path) -> Path:
+    """The average of the weights, where the checkpoint of a run keeps one; else the checkpoint."""
+    average = folder / checkpoint.AVERAGE
+    return average if (average / "config.json").is_file() else folder
 
 
 def tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
@@ -27,6 +36,21 @@ def tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer.from_file(folder)
     check_vocabulary(tokenizer.vocab_size, vocab_size)
     return tokenizer
+
+
+def sentence_pooling(folder: Path) -> Pooling | None:
+    """What a sentence-transformers checkpoint was trained to pool; None where it is none."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        modes = [key for key, value in found.items() if key.startswith("pooling_mode") and value]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: expected a JSON object ({error})") from error
+    if modes == ["pooling_mode_mean_tokens"]:
+        return "mean"
+    return "cls" if modes == ["pooling_mode_cls_token"] else None  # others: as BERT itself does
 
 
 def open_model(folder: Path, kinds: Sequence[type]) -> Any:

@@ -31,6 +31,7 @@ class Defaults(NamedTuple):
     batch_size: int
     lr: float
     head_lr: float | None = None  # None: as lr
+    max_length: int | None = None  # None: a task that has a number of its own
 
 
 Found = dict[str, Any]  # what is said of one row of new data: a line of JSON
@@ -45,6 +46,8 @@ class Columns:
     second: str = ""
     header: bool | None = None
     quoted: bool | None = None
+    question: str = ""
+    context: str = ""
 
 
 @dataclass(frozen=True)

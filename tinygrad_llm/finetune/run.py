@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from tinygrad_llm import backend
+from tinygrad_llm.data import corpora
 from tinygrad_llm.data.tables import counted
 from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.finetune.config import BUILTIN, FinetuneConfig, dumps, load
+from tinygrad_llm.finetune.encoders import averaged
 from tinygrad_llm.finetune.kind import Kind, Learnt
 from tinygrad_llm.finetune.kinds import KINDS
+from tinygrad_llm.finetune.layers import layer_factors
+from tinygrad_llm.metrics.multi import MultiReport
 from tinygrad_llm.metrics.plot import draw_report
-from tinygrad_llm.metrics.report import LabelReport, Report, TagReport, write_metrics
+from tinygrad_llm.metrics.report import Report, write_metrics
 from tinygrad_llm.optim import AdamW, LRScheduler, Optimizer, Warmup, decay_groups, lr_groups
 from tinygrad_llm.optim.groups import matches
 from tinygrad_llm.optim.schedules import Cosine, Linear
+from tinygrad_llm.storage import write_file
 from tinygrad_llm.train import checkpoint
 from tinygrad_llm.train import config as configuration
 from tinygrad_llm.train.config import ConfigError, TrainConfig
@@ -41,18 +46,21 @@ class Finetuning:
     def report(self) -> tuple[Report, str | None]:
         """The scores of the best checkpoint on the validation data, beside those of baselines.
 
-        They are written to metrics.json and drawn into metrics.png in the run folder; second is a
-        sentence where no picture could be drawn.
+        They are written to metrics.json and metrics.txt and drawn into metrics.png in the run
+        folder; second is a sentence where no picture could be drawn.
         """
         best = self.run.checkpoint("best") or self.run.checkpoint("latest")
         assert best is not None  # the run is over: its last step is saved
+        name, best = best.name, averaged(best)
         device = next(iter(self.model.parameters())).device
         model = type(self.model).from_pretrained(best).to(device)
         report = KINDS[self.config.task].report(self.task, model)
-        about = {"task": self.config.task, "checkpoint": best.name}
+        about = {"task": self.config.task, "checkpoint": name}
         write_metrics(self.run.folder / "metrics.json", report, **about)
-        if not isinstance(report, LabelReport | TagReport):
-            return report, None
+        text = (report.text() + "\n").encode()
+        write_file(self.run.folder / "metrics.txt", lambda path: path.write_bytes(text))
+        for task, part in report.reports.items() if isinstance(report, MultiReport) else ():
+            draw_report(part, self.run.folder / f"metrics_{task}.png")
         return report, draw_report(report, self.run.folder / "metrics.png")
 
 
@@ -149,7 +157,7 @@ def _ready(
         f"training: {counted(config.train.epochs, 'epoch')} of {task.steps_per_epoch:,} batches of "
         f"{config.train.batch_size}, {rates}"
     )
-    trainer = Trainer(model, optimizer, schedule, task, loop, run, log)
+    trainer = Trainer(model, optimizer, schedule, task, loop, run, log, judge_average=True)
     if run.config_file.exists():
         trainer.resume(folder)
         if end := trainer.over():
@@ -178,10 +186,11 @@ def _lasting(config: FinetuneConfig) -> FinetuneConfig:
         return str(Path(path).expanduser().absolute()) if Path(path).expanduser().exists() else path
 
     data = config.data
+    lasting = corpora.lasting if config.task == "lm" else whole  # also a pattern, or a corpus
     if data.source != BUILTIN:
-        data = replace(data, source=whole(data.source))
+        data = replace(data, source=lasting(data.source))
     if data.val_source:
-        data = replace(data, val_source=whole(data.val_source))
+        data = replace(data, val_source=lasting(data.val_source))
     model = config.model
     if model.checkpoint:
         model = replace(model, checkpoint=whole(model.checkpoint))
@@ -194,8 +203,10 @@ def _settled(config: FinetuneConfig, kind: Kind, model: Any) -> FinetuneConfig:
     lr = train.lr or float(f"{usual.lr:.2g}")
     # What is new learns faster than the checkpoint below it by the same factor at any rate.
     faster = (usual.head_lr or usual.lr) / usual.lr
+    longest = config.model.max_length or usual.max_length or 0
     return replace(
         config,
+        model=replace(config.model, max_length=longest),
         train=replace(
             train,
             batch_size=train.batch_size or usual.batch_size,
@@ -245,20 +256,3 @@ def _optimizer(config: FinetuneConfig, model: Any, loop: TrainConfig) -> Optimiz
     names = [name for group in groups for name, _ in group["params"]]
     factors = {p: f for p, f in factors.items() if any(matches(p, name) for name in names)}
     return AdamW(lr_groups(groups, loop.lr, factors), lr=loop.lr, betas=loop.betas)
-
-
-def layer_factors(model: Any, config: FinetuneConfig) -> dict[str, float]:
-    """Part of a name → what the rate of its parameters is multiplied with.
-
-    The last layer of the encoder has 1, each one below `layer_decay` times as much as the one above
-    it, the embeddings as much as a layer below the first; what is new has head_lr / lr.
-    """
-    train = config.train
-    tops = {name.partition(".")[0] for name, _ in model.named_parameters()}
-    factors = dict.fromkeys(tops - {"bert"}, train.head_lr / train.lr)
-    if "bert" in tops and model.bert is not None:
-        layers = len(model.bert.encoder.layer)
-        for i in range(layers):
-            factors[f"bert.encoder.layer.{i}"] = train.layer_decay ** (layers - 1 - i)
-        factors["bert.embeddings"] = train.layer_decay**layers
-    return factors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,6 +54,11 @@ def open_table(path: str, config: FinetuneConfig) -> Table:
 def flag(value: YesNo) -> bool | None:
     """What the reader of tables is told; None: what it looks like."""
     return {"auto": None, "yes": True, "no": False}[value]
+
+
+def title(name: str) -> str:
+    """The name without its quotes, for a headline: "'a.tsv', held out" -> "a.tsv, held out"."""
+    return re.sub(r"^'(.*)'(?=$|, held out$)", r"\1", name)
 
 
 # --- which column is what -------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tinygrad_llm.data.tokenizers import Tokenizer
 from tinygrad_llm.finetune.config import FinetuneConfig
 from tinygrad_llm.finetune.encoders import model_folder, open_model, tokenizer_of
 from tinygrad_llm.finetune.kind import Columns, Defaults, Fitted, Found, Rows, with_text
-from tinygrad_llm.finetune.tables import splits
+from tinygrad_llm.finetune.tables import splits, title
 from tinygrad_llm.metrics.classification import majority, usual_tags
 from tinygrad_llm.metrics.report import TagReport, tag_report
 from tinygrad_llm.models.bert import BertConfig
@@ -64,7 +64,7 @@ class Tagging:
         log.say("model: a BiLSTM-CRF over words, characters and word shapes, at random")
         sizes = tagger_config(
             train,
-            scheme=_scheme(train),
+            scheme=learnt_scheme(train),
             hidden_size=options.n_embd,
             num_layers=options.n_layer,
             dropout=options.dropout,
@@ -114,9 +114,10 @@ class Tagging:
         return tag_report(
             task.val_tags,
             task.scored(model)[1],
-            name=task.held_out.name.strip("'"),
+            name=title(task.held_out.name),
             usual=usual,
             baselines={"the word's usual tag": known},
+            entities=task.tag_scheme != "plain",
             notes=task.notes,
         )
 
@@ -185,12 +186,12 @@ def _begin_from(checkpoint: str, train: Sentences) -> tuple[Tokenizer, Tagger]:
             f"{checkpoint} is a model of type {found.get('model_type')!r}: to tag words, expected "
             "a BERT"
         )
-    bert = replace(read_config(folder, BertConfig.from_dict), attention_probs_dropout_prob=0.0)
-    sizes = tagger_config(train, scheme=_scheme(train), bert=bert)
+    bert = read_config(folder, BertConfig.from_dict)
+    sizes = tagger_config(train, scheme=learnt_scheme(train), bert=bert)
     return tokenizer_of(folder, bert.vocab_size), Tagger.from_checkpoint(folder, sizes)
 
 
-def _scheme(train: Sentences) -> Any:
+def learnt_scheme(train: Sentences) -> Any:
     """BIOES is learnt where entities are marked: ends and single words are told apart."""
     tags = {tag for tags in train.tags or [] for tag in tags}
     return "BIOES" if any("-" in tag for tag in tags) else None

@@ -20,6 +20,7 @@ from tinygrad_llm.finetune.encoders import (
     learnt_tokenizer,
     model_folder,
     open_model,
+    sentence_pooling,
     small_bert,
     tokenizer_of,
 )
@@ -32,10 +33,11 @@ from tinygrad_llm.finetune.tables import (
     named,
     open_table,
     splits,
+    title,
 )
 from tinygrad_llm.metrics.classification import majority
 from tinygrad_llm.metrics.report import LabelReport, label_report
-from tinygrad_llm.models.bert import BertConfig, BertForSequenceClassification
+from tinygrad_llm.models.bert import BertConfig, BertForSequenceClassification, Pooling
 from tinygrad_llm.models.lstm import LSTMConfig, LSTMForSequenceClassification
 from tinygrad_llm.models.pretrained import read_config
 from tinygrad_llm.tasks.classify import (
@@ -150,7 +152,7 @@ class Classification:
             batch_size=config.train.batch_size,
             weights=labels.weights(train.labels) if balanced else None,
             metric=config.train.metric,
-            segments=getattr(model.config, "type_vocab_size", 1),
+            segments=_segments(model.config),
             seed=config.data_seed,
             about={
                 "task": config.task,
@@ -166,7 +168,7 @@ class Classification:
         return label_report(
             task.held_out.labels,
             task.predicted(model),
-            name=task.held_out.name.strip("'"),
+            name=title(task.held_out.name),
             usual=majority(task.train.labels),
             notes=task.notes,
         )
@@ -217,7 +219,7 @@ class Classification:
             max_length=min(about.get("max_length", longest), longest),
             long=about.get("long", "cut"),
         )
-        collate = Collator(fitted.tokenizer, getattr(config, "type_vocab_size", 1))
+        collate = Collator(fitted.tokenizer, _segments(config))
         probabilities = window_probabilities(fitted.model, windows, collate)
         names = list(config.labels.values())
 
@@ -246,6 +248,11 @@ def check_labels(data: Texts) -> None:
     """Refuse what is no column of labels: one label for all, or nearly as many as texts."""
     labels = LabelSet.of(data.labels)
     why = ""
+    if len(data) == 1:
+        raise ValueError(
+            f"{data.name} has a single row of data, {data.texts[0][:40]!r} with the label "
+            f"{data.labels[0][:40]!r}: too few to learn from"
+        )
     if len(labels) < 2:
         why = f"all texts have the label {labels.names[0]!r}, so there is nothing to learn"
     elif len(labels) > 100 and len(labels) > len(data) // 4:
@@ -287,8 +294,14 @@ def _begin_at_random(
     tokenizer = learnt_tokenizer([train.texts, train.seconds or []], options, log)
     head: dict[str, Any] = {"num_labels": len(labels), "id2label": dict(enumerate(labels.names))}
     if options.encoder == "bert":
+        # From few examples a network at random learns to compare only where that is easy to see.
+        usual = "cls" if train.seconds is None else "compare"
+        head["classifier_pooling"] = usual if options.pooling == "auto" else options.pooling
         sizes = small_bert(options, tokenizer.vocab_size, **head)
         return tokenizer, BertForSequenceClassification(sizes)
+    if options.pooling == "cls":
+        raise ConfigError("--pooling cls is for a bert: a bilstm takes mean, or compare for pairs")
+    compare = train.seconds is not None and options.pooling != "mean"
     sizes = LSTMConfig(
         vocab_size=tokenizer.vocab_size,
         n_positions=options.max_length,
@@ -298,6 +311,10 @@ def _begin_at_random(
         dropout=options.dropout,
         tie_word_embeddings=False,
         bidirectional=True,
+        pooling="mean" if options.pooling == "mean" else "max",
+        compare=compare,
+        # Where words are compared they must differ from the first step on.
+        initializer_range=0.5 if compare else 0.1,
         **head,
     )
     return tokenizer, LSTMForSequenceClassification(sizes)
@@ -318,7 +335,9 @@ def _begin_from(options: FinetuneModel, labels: LabelSet, log: Log) -> tuple[Tok
         raise ConfigError(f"{options.checkpoint} is an LSTM without a classifier: expected a BERT")
     if has_head and not options.new_head:
         labels = _labels_of_head(options.checkpoint, kind, found, labels)
-    head = {"num_labels": len(labels), "id2label": dict(enumerate(labels.names))}
+    head: dict[str, Any] = {"num_labels": len(labels), "id2label": dict(enumerate(labels.names))}
+    if kind is BertForSequenceClassification and (pooling := _pooling(options, folder)):
+        head["classifier_pooling"] = pooling
     model, loaded = kind.load(folder, np.float32, ignore_mismatched_sizes=True, **head)
     if has_head and options.new_head:
         for name, parameter in model.named_parameters():
@@ -331,6 +350,20 @@ def _begin_from(options: FinetuneModel, labels: LabelSet, log: Log) -> tuple[Tok
     advice = ", and --long windows to read all"
     check_max_length(options.max_length, options.checkpoint, longest, advice)
     return tokenizer, model
+
+
+def _segments(config: BertConfig | LSTMConfig) -> int:
+    """How many texts the model tells apart."""
+    if isinstance(config, BertConfig):
+        return config.type_vocab_size
+    return 2 if config.compare else 1
+
+
+def _pooling(options: FinetuneModel, folder: Path) -> Pooling | None:
+    """As asked; None: as the checkpoint's config says, where it does not embed sentences."""
+    if options.pooling != "auto":
+        return options.pooling
+    return sentence_pooling(folder)
 
 
 def _labels_of_head(name: str, kind: Any, found: Mapping[str, Any], labels: LabelSet) -> LabelSet:

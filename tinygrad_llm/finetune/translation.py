@@ -1,6 +1,6 @@
 """Fine-tuning for translate: a text for a text, whatever the one has to do with the other.
 
-    sources → Seq2Seq → targets          loss: cross-entropy of the target's tokens
+    sources → Seq2Seq or T5 → targets          loss: cross-entropy of the target's tokens
 
 Scored is what the model writes for held-out sources, by BLEU and chrF, beside the BLEU of copying
 the source.
@@ -24,18 +24,21 @@ from tinygrad_llm.finetune.encoders import (
     tokenizer_of,
 )
 from tinygrad_llm.finetune.kind import Columns, Defaults, Fitted, Rows, with_text
-from tinygrad_llm.finetune.tables import SOURCES, TARGETS, named, open_table, splits
+from tinygrad_llm.finetune.tables import SOURCES, TARGETS, named, open_table, splits, title
 from tinygrad_llm.finetune.texts import only_column, plain_lines, trained_on
-from tinygrad_llm.metrics.generated import translation_scores
-from tinygrad_llm.metrics.report import GeneratedReport
+from tinygrad_llm.generate import GenerationConfig
+from tinygrad_llm.metrics.report import GeneratedReport, translation_report
 from tinygrad_llm.models.pretrained import read_config
-from tinygrad_llm.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from tinygrad_llm.models.seq2seq import MODEL_TYPE, Seq2Seq, Seq2SeqConfig
+from tinygrad_llm.models.t5 import T5
 from tinygrad_llm.tasks.classify import TASK_FILE, Texts, hold_out
 from tinygrad_llm.tasks.translation import Pair, TranslationTask, translate
 from tinygrad_llm.train.config import ConfigError
 from tinygrad_llm.train.log import Log
 
-MOST_SCORED = 1000  # held-out pairs that are translated for the report: writing takes its time
+MOST_SCORED = 1000  # held-out sources that are translated for the report: writing takes its time
+
+Model = Seq2Seq | T5
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Translation:
     """The kind of translate."""
 
     examples: str = "pairs"
-    models: tuple[type, ...] = (Seq2Seq,)
+    models: tuple[type, ...] = (Seq2Seq, T5)
 
     def read(self, config: FinetuneConfig, log: Log) -> tuple[Texts, Texts]:
         """(training, validation); what is held out shares no source with the rest."""
@@ -60,20 +63,27 @@ class Translation:
 
     # --- the model --------------------------------------------------------------------------------
 
-    def begin(self, config: FinetuneConfig, train: Texts, log: Log) -> tuple[Tokenizer, Seq2Seq]:
+    def begin(self, config: FinetuneConfig, train: Texts, log: Log) -> tuple[Tokenizer, Model]:
         """(tokenizer, model): a checkpoint, or an encoder–decoder at random."""
+        if config.train.layer_decay != 1:
+            raise ConfigError(
+                "--layer-decay is for a stack of layers, and to translate takes two: leave it out"
+            )
         if config.model.checkpoint:
             return _begin_from(config)
         return _begin_at_random(config, train, log)
 
-    def open(self, folder: Path) -> tuple[Tokenizer, Seq2Seq]:
+    def open(self, folder: Path) -> tuple[Tokenizer, Model]:
         """(tokenizer, model) as a checkpoint of a run holds them."""
         model = open_model(folder, self.models)
         return Tokenizer.from_file(folder), model
 
-    def defaults(self, config: FinetuneConfig, model: Seq2Seq) -> Defaults:
-        """The narrower, the faster."""
-        return Defaults(32, 2e-3 * 128 / model.config.d_model)
+    def defaults(self, config: FinetuneConfig, model: Model) -> Defaults:
+        """The narrower, the faster; a T5 that has learnt a language already, with care."""
+        width = model.config.d_model
+        if isinstance(model, T5):
+            return Defaults(32, min(1e-3, 3e-4 * 512 / width))
+        return Defaults(32, 1e-3 * 128 / width)
 
     def task(
         self,
@@ -81,27 +91,30 @@ class Translation:
         train: Texts,
         validation: Texts,
         tokenizer: Tokenizer | None,
-        model: Seq2Seq,
+        model: Model,
     ) -> Translating:
         """What the trainer is given."""
         assert tokenizer is not None
-        data, longest = config.data, config.model.max_length
+        data = config.data
         return Translating(
             train,
             validation,
             tokenizer,
             batch_size=config.train.batch_size,
-            max_length=longest,
+            eos_id=model.config.eos_token_id,
+            label_smoothing=config.train.label_smoothing,
             seed=config.data_seed,
             about={
                 "task": config.task,
                 "text_column": data.text_column,
                 "second_column": data.second_column,
-                "max_length": longest,
+                "prefix": data.prefix,
+                "max_length": config.model.max_length,
+                "num_beams": config.model.num_beams,
             },
         )
 
-    def report(self, task: Translating, model: Seq2Seq) -> GeneratedReport:
+    def report(self, task: Translating, model: Model) -> GeneratedReport:
         """BLEU and chrF of what the model writes."""
         return task.report(model)
 
@@ -126,9 +139,22 @@ class Translation:
 
 def _written(fitted: Fitted, texts: Sequence[str], lines: Sequence[int]) -> Rows:
     assert fitted.tokenizer is not None
-    written = translate(fitted.model, fitted.tokenizer, texts)
+    written = _translate(fitted.model, fitted.tokenizer, texts, fitted.about)
     rows = zip(lines, texts, written, strict=True)
     return ({"line": n, "text": a, "translation": b} for n, a, b in rows), []
+
+
+def _translate(
+    model: Model, tokenizer: Tokenizer, texts: Sequence[str], about: Mapping[str, Any]
+) -> list[str]:
+    """As task.json says: its prefix and its beams, and no target longer than in training."""
+    options: dict[str, Any] = {"temperature": 0.0}
+    if (beams := about.get("num_beams", 1)) > 1:
+        options = {"num_beams": beams}
+    if longest := about.get("max_length"):
+        options["max_new_tokens"] = longest
+    prefix = about.get("prefix", "")
+    return translate(model, tokenizer, texts, GenerationConfig(**options), prefix=prefix)
 
 
 def pairs_of(table: Table, config: FinetuneConfig) -> Texts:
@@ -138,25 +164,51 @@ def pairs_of(table: Table, config: FinetuneConfig) -> Texts:
         raise ConfigError("--label-column is not for translate: name --second-column, the target")
     source = data.text_column or named(table, SOURCES, 1, "source", "--text-column")
     target = data.second_column or named(table, TARGETS, 2, "target", "--second-column")
+    if table.index(source) == table.index(target):
+        raise ConfigError(
+            f"{table.name}: source and target are both column {str(target)!r}: name the other with "
+            "--text-column or --second-column"
+        )
     taken = table.take(source, target)
+    notes = list(taken.notes)
+    if (
+        len(table.columns) > 2
+        and not table.has_header
+        and not (data.text_column and data.second_column)
+    ):
+        notes.append(
+            f"{table.name}: took column {source} for the source and column {target} for the "
+            f"target, of {len(table.columns)} (--text-column and --second-column if not)"
+        )
     sources, targets = ([row[i] for row in taken.rows] for i in (0, 1))
-    return Texts(table.name, sources, targets, [""] * len(taken), taken.lines, taken.notes)
+    return Texts(table.name, sources, targets, [""] * len(taken), taken.lines, notes)
 
 
 # --- models ---------------------------------------------------------------------------------------
 
 
-def _begin_from(config: FinetuneConfig) -> tuple[Tokenizer, Seq2Seq]:
+_MODELS: dict[str, type[Model]] = {MODEL_TYPE: Seq2Seq, "t5": T5}
+
+
+def _begin_from(config: FinetuneConfig) -> tuple[Tokenizer, Model]:
     options = config.model
     folder = model_folder(options.checkpoint)
     found: dict[str, Any] = read_config(folder, dict)
-    if found.get("model_type") != "tinygrad-llm-seq2seq":
+    kind = _MODELS.get(str(found.get("model_type")))
+    if kind is None:
         raise ConfigError(
             f"{options.checkpoint} is a model of type {found.get('model_type')!r}: to translate, "
-            "expected a run of `tinygrad-llm finetune translate`"
+            "expected a T5 or a run of `tinygrad-llm finetune translate`"
         )
-    model = Seq2Seq.from_pretrained(folder)
-    check_max_length(options.max_length, options.checkpoint, model.config.max_position_embeddings)
+    model = kind.from_pretrained(folder)
+    if isinstance(model, Seq2Seq):  # a T5 has no longest text
+        longest = model.config.max_position_embeddings
+        check_max_length(options.max_length, options.checkpoint, longest)
+    if model.config.eos_token_id is None:
+        raise ConfigError(
+            f"{options.checkpoint} does not say which token ends a text: its config.json needs an "
+            "eos_token_id"
+        )
     return tokenizer_of(folder, model.config.vocab_size), model
 
 
@@ -199,30 +251,43 @@ class Translating(TranslationTask):
         tokenizer: Tokenizer,
         *,
         batch_size: int,
-        max_length: int,
+        eos_id: int | None,
+        label_smoothing: float,
         seed: int,
         about: Mapping[str, Any],
     ) -> None:
         self.notes: list[str] = []
-        learnt = self._fitting(train, tokenizer, max_length)
-        self.pairs = self._fitting(validation, tokenizer, max_length)
+        prefix, longest = about["prefix"], about["max_length"]
+        learnt = self._fitting(train, tokenizer, prefix, longest)
+        self.pairs = self._fitting(validation, tokenizer, prefix, longest)
         super().__init__(
             learnt,
             self.pairs,
             tokenizer,
             batch_size=batch_size,
-            max_source=max_length,
-            max_target=max_length,
+            max_source=longest,
+            max_target=longest,
+            eos_id=eos_id,
+            prefix=prefix,
+            label_smoothing=label_smoothing,
             seed=seed,
         )
-        self.name, self.about = validation.name.strip("'"), dict(about)
+        self.name = title(validation.name)
+        self.about = dict(about)
 
-    def _fitting(self, data: Texts, tokenizer: Tokenizer, longest: int) -> list[Pair]:
+    def _fitting(self, data: Texts, tokenizer: Tokenizer, prefix: str, longest: int) -> list[Pair]:
         """Its pairs whose sides fit, an end included; the others are counted in `notes`."""
         assert data.seconds is not None
-        sides = [tokenizer.encode_each(side) for side in (data.texts, data.seconds)]
+        sources = [prefix + text for text in data.texts]
+        sides = [tokenizer.encode_each(side) for side in (sources, data.seconds)]
         fit = [max(len(a), len(b)) < longest for a, b in zip(*sides, strict=True)]
         pairs = [p for p, fits in zip(data.contents(), fit, strict=True) if fits]
+        if not pairs:
+            raise ConfigError(
+                f"{data.name}: each of the {counted(len(data), 'pair')} has more than {longest} "
+                f"pieces on a side{', the prefix among them' if prefix else ''}: give a larger "
+                "--max-length"
+            )
         self.notes += [note for note in data.notes if note not in self.notes]
         if left := len(data) - len(pairs):
             self.notes.append(
@@ -236,15 +301,25 @@ class Translating(TranslationTask):
         """⌈pairs / batch_size⌉"""
         return len(self.batches)
 
-    def report(self, model: Seq2Seq) -> GeneratedReport:
-        """BLEU and chrF of what the model writes for the held-out sources."""
-        pairs, notes = self.pairs[:MOST_SCORED], list(self.notes)
-        if len(pairs) < len(self.pairs):
-            notes.append(f"scored are the first {MOST_SCORED:,} of {len(self.pairs):,} pairs")
-        sources = [source for source, _ in pairs]
-        found = translate(model, self.tokenizer, sources)
-        targets = [target for _, target in pairs]
-        return GeneratedReport(self.name, translation_scores(found, targets, sources), notes)
+    def report(self, model: Model) -> GeneratedReport:
+        """BLEU and chrF of what the model writes for the held-out sources.
+
+        A source that has several targets is translated once, and any of them is right.
+        """
+        targets: dict[str, list[str]] = {}
+        for source, target in self.pairs:
+            targets.setdefault(source, []).append(target)
+        sources, notes = list(targets)[:MOST_SCORED], list(self.notes)
+        if len(targets) < len(self.pairs):
+            notes.append(
+                f"the {len(self.pairs):,} held-out pairs have {len(targets):,} sources: each is "
+                "scored once, against all of its targets"
+            )
+        if len(sources) < len(targets):
+            notes.append(f"scored are the first {MOST_SCORED:,} of {len(targets):,} sources")
+        found = _translate(model, self.tokenizer, sources, self.about)
+        right = [list(dict.fromkeys(targets[source])) for source in sources]
+        return translation_report(found, right, sources, name=self.name, notes=notes)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer and task.json."""

@@ -26,6 +26,8 @@ class TranslationScores:
     signature: str
     count: int
     copied: float | None  # BLEU of giving the source back: what a model must beat
+    copied_chrf: float | None = None
+    copied_exact: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON holds of it."""
@@ -34,6 +36,8 @@ class TranslationScores:
             "chrf": self.chrf,
             "exact": self.exact,
             "bleu of copying the source": self.copied,
+            "chrf of copying the source": self.copied_chrf,
+            "exact of copying the source": self.copied_exact,
             "signature": self.signature,
             "count": self.count,
         }
@@ -66,17 +70,34 @@ def translation_scores(
     # sacrebleu takes one list for each kind of reference, None where a text has fewer.
     most = max(map(len, several))
     streams = [[texts[k] if k < len(texts) else None for texts in several] for k in range(most)]
-    bleu = library.BLEU(tokenize=tokenize)
-    exact = sum(text in texts for text, texts in zip(predicted, several, strict=True))
-    copied = None if sources is None else bleu.corpus_score(list(sources), streams).score
-    return TranslationScores(
-        bleu.corpus_score(list(predicted), streams).score,
-        library.CHRF().corpus_score(list(predicted), streams).score,
-        100 * exact / len(predicted),
-        str(bleu.get_signature()),
-        len(predicted),
-        copied,
-    )
+    bleu, chrf = library.BLEU(tokenize=tokenize), library.CHRF()
+
+    def scores(written: Sequence[str]) -> tuple[float, float, float]:
+        exact = sum(text in texts for text, texts in zip(written, several, strict=True))
+        return (
+            bleu.corpus_score(list(written), streams).score,
+            chrf.corpus_score(list(written), streams).score,
+            100 * exact / len(written),
+        )
+
+    own = scores(predicted)
+    copied = (None, None, None) if sources is None else scores(sources)
+    return TranslationScores(*own, str(bleu.get_signature()), len(predicted), *copied)
+
+
+def sentence_chrf(
+    predicted: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
+) -> list[float]:
+    """chrF of each translation alone, from 0 to 100: which ones are good.
+
+    references, raises: as `translation_scores`. Their mean is not the chrF of all of them together.
+    """
+    if len(references) != len(predicted):
+        raise ValueError(f"expected {len(predicted):,} references, got {len(references):,}")
+    chrf = _sacrebleu().CHRF()
+    several = ([text] if isinstance(text, str) else list(text) for text in references)
+    pairs = zip(predicted, several, strict=True)
+    return [chrf.sentence_score(text, texts).score for text, texts in pairs]
 
 
 def _sacrebleu() -> Any:

@@ -14,14 +14,20 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tinygrad_llm.data.labels import OUTSIDE, detect
 from tinygrad_llm.data.tables import counted
 from tinygrad_llm.metrics.classification import LabelScores, label_scores, majority
 from tinygrad_llm.metrics.entities import EntityScores, check_as_long, entity_scores
-from tinygrad_llm.metrics.generated import AnswerScores, TranslationScores
+from tinygrad_llm.metrics.generated import (
+    AnswerScores,
+    TranslationScores,
+    sentence_chrf,
+    translation_scores,
+)
 from tinygrad_llm.metrics.scores import Averages, Score
+from tinygrad_llm.storage import write_file
 
 WIDTH = 100  # columns that a report takes at most, unless a label alone is wider
 
@@ -46,12 +52,13 @@ class Report(Protocol):
 def write_metrics(path: str | Path, report: Report, **more: Any) -> Path:
     """Write metrics.json: the report, and what else is to be known of it (seconds, model, sha256).
 
-    Raises ValueError for a number that JSON does not have (NaN, infinity).
+    The file is there whole, or as it was before. Raises ValueError for a number that JSON does not
+    have (NaN, infinity).
     """
     file = Path(path)
     found = {"name": report.name, **more, **report.as_dict()}
     text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
-    file.write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_file(file, lambda path: path.write_text(text + "\n", encoding="utf-8", newline="\n"))
     return file
 
 
@@ -214,12 +221,14 @@ def tag_report(
     usual: str | None = None,
     baselines: Mapping[str, Sequence[Sequence[str]]] | None = None,
     strict: bool = False,
+    entities: bool = True,
     notes: Sequence[str] = (),
 ) -> TagReport:
     """The report on tags of words; entities are scored where the gold tags mark them.
 
-    usual: the most frequent tag of the training data; None: that of `gold`. baselines: the tags of
-    others, such as `usual_tags`. strict: see `entity_scores`.
+    entities: False where the predicted tags mark none, whatever gold ones do. usual: the most
+    frequent tag of the training data; None: that of `gold`. baselines: the tags of others, such as
+    `usual_tags`. strict: see `entity_scores`.
 
     Raises as `label_scores` and `entity_scores`.
     """
@@ -229,51 +238,112 @@ def tag_report(
     return TagReport(
         name,
         len(gold),
-        _tag_scores(gold, predicted, strict),
-        {title: _tag_scores(gold, guesses, strict) for title, guesses in others.items()},
+        _tag_scores(gold, predicted, strict, entities),
+        {title: _tag_scores(gold, guesses, strict, entities) for title, guesses in others.items()},
         list(notes),
     )
 
 
 def _tag_scores(
-    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], strict: bool
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], strict: bool, entities: bool
 ) -> TagScores:
     check_as_long(gold, predicted)
     flat = ([tag for tags in rows for tag in tags] for rows in (gold, predicted))
     words = label_scores(*flat, without=(OUTSIDE,))
-    entities = None
-    if detect(gold) != "plain":
-        entities = entity_scores(gold, predicted, strict=strict)
-    return TagScores(words, entities)
+    if not entities or detect(gold) == "plain":
+        return TagScores(words, None)
+    return TagScores(words, entity_scores(gold, predicted, strict=strict))
 
 
 # --- generated texts ------------------------------------------------------------------------------
 
 
+class Written(NamedTuple):
+    """A text that a model wrote, and how good it is."""
+
+    source: str  # what it was given
+    right: Sequence[str]  # what it should have written: one text, or several that are as good
+    text: str
+    score: float  # from 0 to 100: chrF of a translation, F1 of the words of an answer
+
+
 @dataclass(frozen=True)
 class GeneratedReport:
-    """The scores of translations or answers."""
+    """The scores of translations or answers, and the texts that were scored."""
 
     name: str
     scores: TranslationScores | AnswerScores
     notes: list[str] = field(default_factory=list)
+    written: list[Written] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """What metrics.json holds of it."""
+        """What metrics.json holds of it: the scores of all, no texts."""
         return self.scores.as_dict() | {"notes": self.notes}
 
     def text(self) -> str:
-        """A number a line."""
+        """A number a line, then some of the texts: the same ones of the same data every time."""
         scores = self.scores
         lines = [f"{self.name}: {counted(scores.count, 'text')}", ""]
         if isinstance(scores, AnswerScores):
             lines += [f"exact match   {scores.exact_match:6.2f}", f"F1 of words   {scores.f1:6.2f}"]
-            return _finished(lines, self.notes)
-        copied = scores.copied
+        else:
+            lines += _translated(scores)
+        for sample in self.samples():
+            lines += ["", *_sample(sample)]
+        return _finished(lines, self.notes)
+
+    def samples(self, count: int = 5) -> list[Written]:
+        """So many texts that were scored, evenly spaced from the first on."""
+        n = len(self.written)
+        return [self.written[i * n // count] for i in range(count)] if n > count else self.written
+
+
+def translation_report(
+    predicted: Sequence[str],
+    references: Sequence[Sequence[str]],
+    sources: Sequence[str],
+    *,
+    name: str = "evaluation",
+    notes: Sequence[str] = (),
+) -> GeneratedReport:
+    """The report on translations; references[i]: those of sources[i], one or several.
+
+    Raises as `translation_scores`.
+    """
+    scores = translation_scores(predicted, references, sources)
+    each = sentence_chrf(predicted, references)
+    rows = zip(sources, references, predicted, each, strict=True)
+    return GeneratedReport(name, scores, list(notes), [Written(*row) for row in rows])
+
+
+def _translated(scores: TranslationScores) -> list[str]:
+    rows = {
+        "BLEU": (scores.bleu, scores.copied),
+        "chrF": (scores.chrf, scores.copied_chrf),
+        "exact, %": (scores.exact, scores.copied_exact),
+    }
+    lines = []
+    for name, (score, copied) in rows.items():
         beside = "" if copied is None else f"    copying the source: {copied:.2f}"
-        lines += [f"BLEU          {scores.bleu:6.2f}{beside}"]
-        lines += [f"chrF          {scores.chrf:6.2f}", f"exact         {scores.exact:6.2f} %"]
-        return _finished([*lines, f"sacrebleu     {scores.signature}"], self.notes)
+        lines.append(f"{name:<12}  {score:6.2f}{beside}")
+    return [*lines, f"{'sacrebleu':<12}  {scores.signature}"]
+
+
+def _sample(sample: Written) -> list[str]:
+    """A line each, shortened to the width."""
+    others = len(sample.right) - 1
+    more = f" (or {others} more)" if others > 0 else ""
+    room = WIDTH - 12
+    right = _short(_on_a_line(sample.right[0] if sample.right else ""), room - len(more)) + more
+    return [
+        f"  source    {_short(_on_a_line(sample.source), room)}",
+        f"  target    {right}",
+        f"  written   {_short(_on_a_line(sample.text), room)}",
+    ]
+
+
+def _on_a_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 # --- lines of text --------------------------------------------------------------------------------

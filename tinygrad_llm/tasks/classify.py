@@ -194,6 +194,8 @@ class ClassifyTask:
         self.collate = Collator(tokenizer, segments)
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.score = f"val_{metric.replace('-', '_')}"
+        kind = "texts" if train.seconds is None else "pairs"
+        self.unit = kind if long == "cut" else "windows"  # what `size` counts
         self.about = dict(about or {})
         self.notes = self._notes()
         self._lengths = np.array([len(window.ids) for window in self.train_windows.windows])
@@ -360,7 +362,7 @@ def window_probabilities(
     return windows.merge(np.stack(found))
 
 
-def on_device(model: Classifier, batch: Mapping[str, Any]) -> dict[str, Any]:
+def on_device(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The batch's arrays where the model is."""
     device = next(iter(model.parameters())).device
     return {name: Tensor(array).to(device).data for name, array in batch.items()}

@@ -17,7 +17,6 @@ Every token but the first is scored exactly once. A smaller stride is a better r
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ import numpy as np
 from tinygrad_llm.autograd import no_grad
 from tinygrad_llm.data.loader import IGNORE_INDEX
 from tinygrad_llm.data.tokenizers import Tokenizer
+from tinygrad_llm.metrics.language import LanguageScore
 from tinygrad_llm.models.gpt import GPT
 from tinygrad_llm.ops import bounds
 
@@ -36,31 +36,10 @@ Watch = Callable[[int, int], None]  # (tokens, bytes; 0 where the tokens do not 
 
 
 @dataclass(frozen=True)
-class Score:
-    """What the scoring of a text found; `bytes` is None where the tokens do not tell it."""
+class Score(LanguageScore):
+    """What the scoring of a text found, and how long it took."""
 
-    nats: float  # −Σ ln p over the tokens
-    tokens: int
-    bytes: int | None  # of the text that was scored, in UTF-8; a mark between documents has none
     seconds: float
-
-    @property
-    def loss(self) -> float:
-        """Nats per token."""
-        return self.nats / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """e^loss; infinite where that is more than a float can hold (a loss above 709)."""
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """nats / (ln 2 · bytes)"""
-        return self.nats / (math.log(2) * self.bytes) if self.bytes else None
 
     @property
     def tokens_per_second(self) -> float:

@@ -299,6 +299,7 @@ class TagTask:
     """
 
     score: str = "val_f1"  # the higher the better: entities, or words where none are
+    unit = "words"
 
     def __init__(
         self,
@@ -320,7 +321,7 @@ class TagTask:
         self.train, self.held_out = train, validation
         self.train_tags = _tags_of(train)
         self.tag_scheme: Scheme = detect(self.train_tags)  # predictions are written so, too
-        self.val_tags = [in_scheme(tags, self.tag_scheme) for tags in _tags_of(validation)]
+        self.val_tags = _all_in_scheme(validation, self.tag_scheme)
         self.train_rows = Rows(config, tokenizer, train.words, documents_of(train))
         self.val_rows = Rows(config, tokenizer, validation.words, documents_of(validation))
         if not self.train_rows.rows or not self.val_rows.rows:
@@ -592,6 +593,20 @@ def _by_length(rows: Sequence[Row], batch_size: int) -> list[np.ndarray]:
 def _on_device(model: Tagger, batch: Mapping[str, Any]) -> dict[str, Any]:
     device = model.classifier.weight.device
     return {name: Tensor(array).to(device).data for name, array in batch.items()}
+
+
+def _all_in_scheme(sentences: Sentences, scheme: Scheme) -> list[list[str]]:
+    """Their tags in the scheme; ValueError with the line of a sentence that has none there."""
+    found = []
+    for tags, line in zip(_tags_of(sentences), sentences.lines, strict=True):
+        try:
+            found.append(in_scheme(tags, scheme))
+        except ValueError as error:
+            raise ValueError(
+                f"{sentences.name}, the sentence of line {line}: {error}; the tags to train on "
+                f"mark entities, as {scheme}"
+            ) from error
+    return found
 
 
 def _tags_of(sentences: Sentences) -> list[list[str]]:

@@ -3,8 +3,8 @@
     task = TranslationTask(pairs, validation, tokenizer, batch_size=32)
     translate(model, tokenizer, ["une phrase"], GenerationConfig(num_beams=4))
 
-A source and a target each end with the tokenizer's `<|endoftext|>`, by which the model knows that
-it has read everything, and says that it has written everything.
+A source and a target each end with a mark, our tokenizers' `<|endoftext|>` or T5's `</s>`, by which
+the model knows that it has read everything, and says that it has written everything.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ class TranslationTask:
     Args:
         train: (source, target) to train on.
         validation: (source, target) to validate on.
-        tokenizer: cuts both sides into tokens, and has an `eos_id`.
+        tokenizer: cuts both sides into tokens, and adds none of its own.
         batch_size: pairs in a batch, B.
         max_source, max_target: tokens of a source and of a target, the end included. Longer pairs
             are left out, whole, and counted: `left_out`.
+        eos_id: of the end, the model's `config.eos_token_id`; None: the tokenizer's `eos_id`.
+        prefix: what stands before every source, such as T5's "translate English to French: ".
         label_smoothing: ε of the training loss; 0.1 in "Attention Is All You Need".
         eval_batches: validate on so many batches, always the same; 0: on all.
         seed: of the order.
@@ -57,6 +59,8 @@ class TranslationTask:
         batch_size: int,
         max_source: int = 256,
         max_target: int = 256,
+        eos_id: int | None = None,
+        prefix: str = "",
         label_smoothing: float = 0.0,
         eval_batches: int = 0,
         seed: int = 0,
@@ -66,9 +70,15 @@ class TranslationTask:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.tokenizer, self.batch_size, self.eval_batches = tokenizer, batch_size, eval_batches
         self.label_smoothing = label_smoothing
-        longest = max_source, max_target
-        self.train = _encoded(train, tokenizer, longest, "train on", report)
-        self.held_out = _encoded(validation, tokenizer, longest, "validate on", report)
+        self.eos_id = end = _end(tokenizer, eos_id)
+        self.prefix, longest = prefix, (max_source, max_target)
+
+        def encoded(pairs: Sequence[Pair], purpose: str) -> EncodedPairs:
+            whole = [(prefix + source, target) for source, target in pairs]
+            return _encoded(whole, tokenizer, end, longest, purpose, report)
+
+        self.train = encoded(train, "train on")
+        self.held_out = encoded(validation, "validate on")
         self.left_out = self.train.left_out + self.held_out.left_out
         self.batches = LengthBatches(self.train, batch_size, seed)
 
@@ -136,18 +146,28 @@ class EncodedPairs:
         return digest.hexdigest()
 
 
+def _end(tokenizer: Tokenizer, eos_id: int | None) -> int:
+    """The id of the end of a text; ValueError where there is none."""
+    end = tokenizer.eos_id if eos_id is None else eos_id
+    if end is None:
+        raise ValueError("translation needs a tokenizer with <|endoftext|>, this one has none")
+    if not 0 <= end < tokenizer.vocab_size:
+        raise ValueError(
+            f"the end of texts, {end}, is no id of the tokenizer, which has {tokenizer.vocab_size}"
+        )
+    return end
+
+
 def _encoded(
     pairs: Sequence[Pair],
     tokenizer: Tokenizer,
+    end: int,
     longest: tuple[int, int],
     purpose: str,
     report: Report,
 ) -> EncodedPairs:
     if not len(pairs):
         raise ValueError(f"there is no pair of texts to {purpose}")
-    end = tokenizer.eos_id
-    if end is None:
-        raise ValueError("translation needs a tokenizer with <|endoftext|>, this one has none")
     sides = [[pair[side] for pair in pairs] for side in (0, 1)]
     sources, targets = (
         [np.append(ids, end) for ids in tokenizer.encode_each(side)] for side in sides
@@ -224,16 +244,19 @@ def translate(
     texts: Sequence[str],
     config: GenerationConfig | None = None,
     *,
+    prefix: str = "",
     batch_size: int = 32,
     seed: int = 0,
 ) -> list[str]:
     """The target that the model writes for each text; greedily, unless `config` says otherwise.
 
-    Stop strings are not looked at. Raises as `generate_all` does.
+    `prefix` stands before every text, as in training. Special tokens are not shown, and stop
+    strings not looked at. Raises as `generate_all` does.
     """
     config = GenerationConfig(temperature=0.0) if config is None else config
-    sources = [source_ids(model, tokenizer, text) for text in texts]
+    sources = [source_ids(model, tokenizer, prefix + text) for text in texts]
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     targets = generate_all(model, sources, config, vocab_size=tokenizer.vocab_size, **options)
     end = model.config.eos_token_id
-    return [tokenizer.decode([i for i in ids if i != end]) for ids in targets]
+    written = ([i for i in ids if i != end] for ids in targets)
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
